@@ -1,0 +1,38 @@
+# Each target is what a person could type. TORCH is any pip requirement: make demo TORCH=torch==2.9.0
+TORCH  ?= torch==2.13.0
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint bench dist clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+bench: $(VENV)/.installed
+	$(BIN)/python benches/run.py ops
+
+dist: $(VENV)/.installed
+	rm -rf dist && $(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist
+
+# torch comes first: with it in place, no other requirement can pull a different build.
+STAMP := $(VENV)/.torch-$(subst /,_,$(subst <,_,$(subst >,_,$(subst =,_,$(TORCH)))))
+
+$(STAMP):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	rm -f $(VENV)/.torch-* && touch $@
+
+$(VENV)/.installed: $(STAMP) $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@

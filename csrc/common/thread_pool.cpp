@@ -1,0 +1,108 @@
+#include "common/thread_pool.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace mmfl {
+namespace {
+
+struct Job {
+  std::int64_t tasks = 0;
+  void (*body)(void*, std::int64_t) = nullptr;
+  void* context = nullptr;
+  std::atomic<std::int64_t> next{0};
+
+  void work() {
+    for (std::int64_t task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) body(context, task);
+  }
+};
+
+class Pool {
+ public:
+  void run(Job& job, int helpers) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(workers_.size()) < helpers) {
+        const int number = static_cast<int>(workers_.size());
+        workers_.emplace_back([this, number] { serve(number); });
+      }
+      job_ = &job;
+      wanted_ = helpers;
+      pending_ = helpers;
+      ++generation_;
+    }
+    wake_.notify_all();
+    job.work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return pending_ == 0; });
+    job_ = nullptr;
+  }
+
+  std::mutex busy;
+
+ private:
+  void serve(int number) {
+    std::uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      if (number >= wanted_) continue;
+      Job* job = job_;
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (--pending_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable done_;
+  std::vector<std::thread> workers_;
+  Job* job_ = nullptr;
+  int wanted_ = 0;
+  int pending_ = 0;
+  std::uint64_t generation_ = 0;
+};
+
+// Never destroyed: workers may still wait on it while the process exits. A forked child has no workers,
+// so it starts with a new pool and leaves the old one as it was.
+Pool* pool = nullptr;
+
+Pool& current_pool() {
+  static const bool registered = [] {
+    pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    return true;
+  }();
+  (void)registered;
+  return *pool;
+}
+
+}  // namespace
+
+void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int64_t), void* context) {
+  Job job;
+  job.tasks = tasks;
+  job.body = body;
+  job.context = context;
+  const int helpers = static_cast<int>(std::min<std::int64_t>(tasks, threads)) - 1;
+  if (helpers > 0) {
+    Pool& shared = current_pool();
+    std::unique_lock<std::mutex> lock(shared.busy, std::try_to_lock);
+    if (lock.owns_lock()) {
+      shared.run(job, helpers);
+      return;
+    }
+  }
+  job.work();
+}
+
+}  // namespace mmfl

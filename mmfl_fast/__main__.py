@@ -1,0 +1,5 @@
+"""``python -m mmfl_fast`` is the command line."""
+
+from mmfl_fast.cli import main
+
+main()

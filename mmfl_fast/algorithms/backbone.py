@@ -1,0 +1,68 @@
+"""The model that M3Fed and its baselines share.
+
+``phi`` maps each modality to a common width, ``f`` is the meta learner, ``T`` projects into the common
+low-rank space, ``psi`` classifies (M3Fed, section 3; papers.md 1.2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmfl_fast import nn
+from mmfl_fast.data import Federation, Task
+from mmfl_fast.federation import Algorithm, AlgorithmConfig, Batch, ClientState, Context, Inputs, Sgd
+
+
+class BackboneConfig(AlgorithmConfig):
+    """Options of the shared model; the defaults are M3Fed's (section 4.2)."""
+
+    width: int = Field(512, ge=1, description="width of the meta learner f")
+    layers: int = Field(4, ge=1, description="layers of the meta learner f")
+    operator_rows: int = Field(384, ge=1, description="dimension of the common space")
+    projection: bool = Field(True, description="off: classify f's output directly (Table 4)")
+    learning_rate: float = Field(0.01, gt=0, description="eta_p, of phi, T and psi")
+    global_learning_rate: float = Field(0.001, gt=0, description="eta_g, of f (and G)")
+
+
+class BackboneAlgorithm(Algorithm):
+    """Model and loss; subclasses decide how clients train and what is exchanged."""
+
+    Config: ClassVar[type[AlgorithmConfig]] = BackboneConfig
+
+    def initial_models(self, federation: Federation, generator: torch.Generator) -> list[ClientState]:
+        """One start per task. ``f`` and ``T`` are the same for all; so are a task's ``phi`` and ``psi``."""
+        c = self.config
+        common = nn.init_mlp("f", c.width, c.layers, generator)
+        if c.projection:
+            common["T"] = nn.orthonormal_rows(c.operator_rows, c.width, generator)
+        return [{**common, **self._task_parts(task, generator)} for task in federation.tasks]
+
+    def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """``psi(T f(phi(x)))``: logits ``[B, C]``."""
+        h = F.relu(nn.modality_input(params, "phi", inputs.values, inputs.present))
+        h = nn.mlp(params, "f", self.config.layers, h)
+        if self.config.projection:
+            h = F.linear(h, params["T"])
+        return nn.linear(params, "psi", h)
+
+    def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
+        """Cross-entropy."""
+        del context
+        return nn.cross_entropy(self.predict(params, batch.inputs), batch.labels)
+
+    def sgd(self, learning_rate: float) -> Sgd:
+        """The optimiser of a part."""
+        return Sgd(learning_rate, self.config.momentum, self.config.weight_decay)
+
+    def _task_parts(self, task: Task, generator: torch.Generator) -> ClientState:
+        c = self.config
+        features = {name: math.prod(values.shape[1:]) for name, values in task.inputs.items()}
+        return {
+            **nn.init_modality_input("phi", features, c.width, generator),
+            **nn.init_linear("psi", c.operator_rows if c.projection else c.width, task.num_classes, generator),
+        }

@@ -1,0 +1,238 @@
+"""M3Fed: Cross-Modal Meta Consensus for Heterogeneous Federated Learning (ACM MM 2024).
+
+Uni-modal clients with modalities and tasks of their own learn one feature learner ``f``. Each keeps a
+personal operator ``T`` into a common low-rank space and exchanges a consensus operator ``G``. The server
+clusters the clients by the direction of their update of ``f`` (Eq. 5 and 6), averages ``f`` inside each
+cluster, and mixes the ``G`` by their distance (Eq. 7). papers.md 1.8 lists the paper's errors and 1.10 how
+they are resolved here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.cluster import SpectralClustering
+from torch import Tensor
+
+from mmfl_fast import nn, ops
+from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig
+from mmfl_fast.data import Client, Federation
+from mmfl_fast.federation import Batch, ClientState, Context, Inputs, ParameterTable, Phase, State, Uploads
+
+
+class M3FedConfig(BackboneConfig):
+    """Options of M3Fed; the defaults are the paper's (section 4.2) with the resolutions of papers.md 1.10."""
+
+    lambda_: float = Field(0.6, ge=0, alias="lambda", description="pull between T and G")
+    clusters: int = Field(4, ge=1, description="mu, number of update-direction clusters")
+    clustering: Literal["spectral", "none"] = Field(
+        "spectral", description="none: plain average of f (Table 4, without clustering)"
+    )
+    similarity: Literal["pearson", "cosine"] = Field("pearson", description="sigma of Eq. 5")
+    cluster_weights: Literal["uniform", "data"] = Field("uniform", description="of f inside a cluster")
+    mixing: Literal["consensus", "none"] = Field(
+        "consensus", description="none: every client keeps its G (Table 4, without collaboration matrix)"
+    )
+    consensus_scale: Literal["median"] | float = Field(
+        "median", description="s of exp(-rho2 / s); 1.0 is the literal Eq. 7, which underflows"
+    )
+    retraction: Literal["none", "qr"] = Field("none", description="orthonormalise T and G after each pass")
+    meta_gradient: Literal["alternating", "first-order", "hessian-free"] = Field(
+        "alternating", description="of the global pass: Eq. 4, or Per-FedAvg's through a step of f (Eq. 1)"
+    )
+
+
+@dataclass(frozen=True)
+class M3FedState(State):
+    """What the server knows; K is the number of clients of the federation.
+
+    Attributes:
+        slot: int64 ``[K]``; client i starts from row ``slot[i]`` of ``shared``, which stacks the distinct
+            feature learners ``[R, ...]``.
+        operators: ``[K, m, n]``, each client's consensus operator G.
+        clusters: int64 ``[K]``, cluster of the last round each client took part in, -1 before.
+        affinity: float64 ``[K, K]``, angular similarity of the last round; NaN for who did not take part.
+        consensus: float64 ``[K, K]``, Eq. 7 of the last round; NaN for who did not take part.
+    """
+
+    slot: Tensor
+    operators: Tensor
+    clusters: Tensor
+    affinity: Tensor
+    consensus: Tensor
+
+
+class M3Fed(BackboneAlgorithm):
+    """The paper's algorithm with a switch for every ablation of its Table 4."""
+
+    Config = M3FedConfig
+    personal = ("phi", "T", "psi")
+
+    def setup(self, federation: Federation, generator: torch.Generator) -> M3FedState:
+        """All ``f``, ``T`` and ``G`` start equal: otherwise Eq. 7 is degenerate from the first round."""
+        models = self.initial_models(federation, generator)
+        count = len(federation.clients)
+        own = {
+            c.index: {n: t for n, t in models[c.task_index].items() if not n.startswith("f.")}
+            for c in federation.clients
+        }
+        operator = models[0]["T"] if self.config.projection else torch.empty(0, 0)
+        unknown = torch.full((count, count), torch.nan, dtype=torch.float64)
+        return M3FedState(
+            shared={n: t.unsqueeze(0) for n, t in models[0].items() if n.startswith("f.")},
+            personal=ParameterTable(own),
+            slot=torch.zeros(count, dtype=torch.int64),
+            operators=operator.expand(count, *operator.shape).clone(),
+            clusters=torch.full((count,), -1),
+            affinity=unknown,
+            consensus=unknown.clone(),
+        )
+
+    def broadcast(self, state: M3FedState, client: Client) -> ClientState:
+        """Send the cluster's ``f`` and the client's ``G``; the rest is its own."""
+        slot = int(state.slot[client.index])
+        params = {n: t[slot] for n, t in state.shared.items()} | state.personal[client.index]
+        if self.config.projection:
+            params["G"] = state.operators[client.index]
+        return params
+
+    def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
+        """Eq. 3 and Eq. 4: cross-entropy and ``lambda/2 ||T - G||_F^2``; the passes differ in what moves."""
+        value = super().loss(params, batch, context)
+        if self.config.projection:
+            value = value + 0.5 * self.config.lambda_ * (params["T"] - params["G"]).square().sum()
+        return value
+
+    def client_phases(self) -> list[Phase]:
+        """Per local epoch a personal pass (Eq. 3), then a global pass (Eq. 4) with ``T`` and ``psi`` fixed."""
+        c = self.config
+        operators = ("T", "G") if c.projection else ()
+        personal = Phase(
+            "personal",
+            self.loss,
+            ("phi", "psi", *operators[:1]),
+            self.sgd(c.learning_rate),
+            c.batch_size,
+            after=self._retract(operators[:1]),
+        )
+        shared = Phase(
+            "global",
+            self.loss if c.meta_gradient == "alternating" else self._adapted_loss,
+            ("f", *operators[1:]),
+            self.sgd(c.global_learning_rate),
+            c.batch_size,
+            after=self._retract(operators[1:]),
+        )
+        return [personal, shared] * c.local_epochs
+
+    def aggregate(self, state: M3FedState, uploads: Uploads, weights: Tensor) -> M3FedState:
+        """Cluster and average ``f``; mix the ``G``."""
+        members = torch.tensor([c.index for c in uploads.clients])
+        state = self._aggregate_learners(state, uploads, weights, members)
+        return self._mix_operators(state, uploads, weights, members) if self.config.projection else state
+
+    def metrics(self, state: M3FedState) -> dict[str, Any]:
+        """Cluster of each client, and the mean ``||T - G||_F`` that shows ``G`` move."""
+        values: dict[str, Any] = {"clusters": state.clusters.tolist()}
+        if self.config.projection:
+            gaps = [(state.personal[i]["T"] - g).norm() for i, g in enumerate(state.operators)]
+            values["operator_gap"] = float(torch.stack(gaps).mean())
+        return values
+
+    def _aggregate_learners(
+        self, state: M3FedState, uploads: Uploads, weights: Tensor, members: Tensor
+    ) -> M3FedState:
+        c = self.config
+        learners = uploads.rows("f")
+        affinity = ops.angular_similarity(learners, origin="mean", kind=c.similarity)
+        if c.clustering == "spectral":
+            labels = spectral_clusters(affinity, c.clusters)
+            share = torch.ones_like(weights) if c.cluster_weights == "uniform" else weights
+        else:
+            labels, share = torch.zeros(len(members), dtype=torch.int64), weights
+        belongs = torch.nn.functional.one_hot(labels).T.to(share) * share
+        means = ops.mix(learners, belongs / belongs.sum(dim=1, keepdim=True))
+
+        absent = torch.ones(len(state.slot), dtype=torch.bool)
+        absent[members] = False
+        kept, kept_slot = state.slot[absent].unique(return_inverse=True)
+        slot = state.slot.clone()
+        slot[members] = labels
+        slot[absent] = kept_slot + len(means)
+        clusters = state.clusters.clone()
+        clusters[members] = labels
+        return replace(
+            state,
+            shared={n: torch.cat([torch.stack([m[n] for m in means]), t[kept]]) for n, t in state.shared.items()},
+            slot=slot,
+            clusters=clusters,
+            affinity=_scatter(affinity, members, len(slot)),
+        )
+
+    def _mix_operators(
+        self, state: M3FedState, uploads: Uploads, weights: Tensor, members: Tensor
+    ) -> M3FedState:
+        uploaded = uploads["G"]
+        matrix = torch.eye(len(members), dtype=torch.float64)
+        if self.config.mixing == "consensus":
+            matrix = ops.consensus_matrix(uploaded, weights, scale=self.config.consensus_scale)
+            uploaded = ops.consensus_mix(uploaded, matrix)
+        operators = state.operators.clone()
+        operators[members] = uploaded
+        return replace(state, operators=operators, consensus=_scatter(matrix, members, len(operators)))
+
+    def _retract(self, names: tuple[str, ...]) -> Callable[[ClientState], ClientState] | None:
+        if self.config.retraction == "none":
+            return None
+        return lambda params: {**params, **{n: nn.retract_rows(params[n]) for n in names}}
+
+    def _adapted_loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
+        moving = {n: t for n, t in params.items() if n.startswith("f.")}
+        fixed = {n: t for n, t in params.items() if not n.startswith("f.")}
+
+        def on(half: Batch) -> Callable[[ClientState], Tensor]:
+            return lambda f: self.loss({**fixed, **f}, half, context)
+
+        # Every other row, so that padding behind the last row of a batch changes neither half.
+        return nn.adapted_loss(
+            on(every_other_row(batch, 0)),
+            on(every_other_row(batch, 1)),
+            moving,
+            self.config.global_learning_rate,
+            hessian_free=self.config.meta_gradient == "hessian-free",
+        )
+
+
+def every_other_row(batch: Batch, first: int) -> Batch:
+    """Rows ``first``, ``first + 2``, ... of a batch."""
+    values = {n: x[first::2] for n, x in batch.inputs.values.items()}
+    return Batch(Inputs(values, batch.inputs.present[first::2]), batch.labels[first::2])
+
+
+def spectral_clusters(affinity: Tensor, clusters: int) -> Tensor:
+    """Spectral clustering with the affinity as given; int64 ``[K]``, numbered by first appearance.
+
+    One cluster if there are fewer clients than clusters or the affinity is constant; every client alone
+    if there are as many clients as clusters.
+    """
+    count = len(affinity)
+    off_diagonal = affinity[~torch.eye(count, dtype=torch.bool)]
+    if clusters == 1 or count < clusters or (len(off_diagonal) and bool((off_diagonal == off_diagonal[0]).all())):
+        return torch.zeros(count, dtype=torch.int64)
+    if count == clusters:
+        return torch.arange(count)
+    model = SpectralClustering(clusters, affinity="precomputed", random_state=0)
+    labels = model.fit_predict(affinity.cpu().numpy())
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return torch.from_numpy(np.argsort(np.argsort(first))[inverse])
+
+
+def _scatter(matrix: Tensor, members: Tensor, count: int) -> Tensor:
+    full = torch.full((count, count), torch.nan, dtype=torch.float64)
+    full[members.unsqueeze(1), members] = matrix.cpu()
+    return full

@@ -1,0 +1,227 @@
+"""The command line: ``mmfl-fast run | compare | report | data | doctor``."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Optional
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import mmfl_fast
+from mmfl_fast import algorithms, data
+from mmfl_fast.experiments import presets
+from mmfl_fast.experiments.compare import UnequalEffortError, compare
+from mmfl_fast.experiments.report import write_comparison_report, write_run_report
+from mmfl_fast.experiments.run import run
+from mmfl_fast.experiments.tables import accuracy_table, print_table, write_tables
+from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError
+from mmfl_fast.kernels.backend import backends
+
+# What a person can put right gets one line; anything else keeps its traceback.
+_EXPECTED = (
+    ValueError,
+    OSError,
+    RunDirectoryError,
+    CheckpointError,
+    DivergedError,
+    UnequalEffortError,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Multimodal federated learning experiments. Start with [bold]mmfl-fast run demo[/bold].",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, whether the files are sound.")
+app.add_typer(data_app, name="data")
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting; repeatable. `rounds=5`, `seed=1`, `data.alpha=0.4`, `missing.rate=0.8`, or any "
+        "option of the engine or the algorithm by its bare name: `lambda=0.3`, `participation=0.5`.",
+    ),
+]
+
+
+def _out(given: Path | None, kind: str, resume: bool) -> Path:
+    """The folder to write to: as given, the newest one to resume, or a new one named after the time."""
+    if given is not None:
+        return given
+    parent = Path("runs") / kind
+    if resume:
+        earlier = sorted(p for p in parent.glob("*") if p.is_dir())
+        if not earlier:
+            raise ValueError(f"--resume: there is no run under {parent}; name one with --out")
+        return earlier[-1]
+    return parent / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+@app.command("run")
+def run_command(
+    experiment: Annotated[str, typer.Argument(help="A preset (see below) or a path ending in .yaml")],
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after a kill, to the same bits.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/<preset>/<time>; with --resume the newest.")
+    ] = None,
+) -> None:
+    """Run one experiment and write its report.
+
+    Examples:
+
+      mmfl-fast run demo
+
+      mmfl-fast run demo --set algorithm=fedavg --set rounds=10
+
+      mmfl-fast run m3fed-five --set data.samples_per_client=128 --out runs/five
+
+      mmfl-fast run m3fed-five --resume --out runs/five
+    """
+    chosen = presets.load_experiment(experiment, settings or [])
+    chosen.refuse_unknown_options([chosen.algorithm])
+    folder = _out(out, Path(experiment).stem, resume)
+    result = run(
+        chosen.federation(chosen.seed),
+        chosen.algorithm,
+        rounds=chosen.rounds,
+        seed=chosen.seed,
+        out=folder,
+        config=chosen.options_of(chosen.algorithm),
+        resume=resume,
+        described={**chosen.described(), "command": _command()},
+    )
+    print_table(accuracy_table({chosen.algorithm: {chosen.seed: result.final}}))
+    Console().print(f"report: {write_run_report(folder)}", soft_wrap=True)
+
+
+@app.command("compare")
+def compare_command(
+    methods: Annotated[list[str], typer.Argument(help=f"Algorithms: {', '.join(algorithms.names())}")],
+    preset: Annotated[str, typer.Option(help="A preset or a path ending in .yaml")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from the preset's.")] = 3,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted comparison.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder. Default: runs/compare-<preset>/<time>; with --resume the newest.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per core.")] = None,
+) -> None:
+    """Compare methods over seeds: mean ± standard deviation per data set, curves and a report.
+
+    Every method gets the same partition, start, batches and number of optimiser steps per seed.
+
+    Example:
+
+      mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
+    """
+    chosen = presets.load_experiment(preset, settings or [])
+    folder = _out(out, f"compare-{Path(preset).stem}", resume)
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise RunDirectoryError(f"{folder} is not empty: finish it with --resume or choose another folder")
+    numbers = [chosen.seed + i for i in range(seeds)]
+    results = compare(chosen, methods, numbers, folder, jobs=jobs)
+    print_table(accuracy_table(results))
+    write_tables(results, folder)
+    Console().print(f"report: {write_comparison_report(folder, methods, numbers, command=_command())}", soft_wrap=True)
+
+
+@app.command("report")
+def report_command(folder: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Write report.html for a run, also for one that is not finished."""
+    Console().print(f"report: {write_run_report(folder)}", soft_wrap=True)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets that can be loaded by name."""
+    table = Table("name", "modality", "licence", "what it is", box=None)
+    for entry in data.available():
+        table.add_row(entry.name, entry.modality, entry.licence, entry.description)
+    Console().print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="A name from `mmfl-fast data list`.")],
+    root: Annotated[Path | None, typer.Option(help="Data root. Default: $MMFL_DATA, else ./data")] = None,
+) -> None:
+    """Download the files of a data set into the data root."""
+    data.fetch(name, root)
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="A name from `mmfl-fast data list`.")],
+    root: Annotated[Path | None, typer.Option(help="Data root. Default: $MMFL_DATA, else ./data")] = None,
+) -> None:
+    """Verify presence, size, checksum and row counts of a data set."""
+    findings = data.check(name, root)
+    for finding in findings:
+        Console().print(finding, soft_wrap=True, highlight=False)
+    if findings:
+        raise typer.Exit(1)
+    Console().print(f"{name}: all files are there and sound")
+
+
+@app.command("doctor")
+def doctor() -> None:
+    """Tell what is built, which backends run here, and the versions."""
+    console = Console()
+    facts = Table(box=None, show_header=False)
+    facts.add_row("mmfl_fast", mmfl_fast.__version__)
+    facts.add_row("Python", f"{platform.python_version()} on {platform.machine()}")
+    for package in ("torch", "numpy", "scikit-learn"):
+        facts.add_row(package, metadata.version(package))
+    facts.add_row("torch threads", str(torch.get_num_threads()))
+    for name, status in backends().items():
+        facts.add_row(f"backend {name}", f"{', '.join(status.devices) or 'not here'} ({status.reason})")
+    facts.add_row("CUDA part", _cuda_facts())
+    console.print(facts, soft_wrap=True, highlight=False)
+
+
+def _cuda_facts() -> str:
+    try:
+        from mmfl_fast import _C
+    except ImportError as error:
+        return f"the extension is not built ({error})"
+    if not _C.built_with_cuda:
+        return "not compiled: no nvcc when the extension was built"
+    runtime, driver, problem, devices = _C.cuda_report()
+    version = f"compiled with CUDA {runtime // 1000}.{runtime % 1000 // 10}"
+    if problem:
+        return f"{version}; no device ({problem})"
+    listed = ", ".join(f"{name} (sm_{major}{minor})" for name, major, minor in devices)
+    return f"{version}; driver for {driver // 1000}.{driver % 1000 // 10}; {listed}"
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end in one line and exit code 2."""
+    try:
+        app()
+    except _EXPECTED as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; continue with --resume")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

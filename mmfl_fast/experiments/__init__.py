@@ -1,0 +1,1 @@
+"""Experiments around the engine: one call, presets, comparisons, tables, plots, reports."""

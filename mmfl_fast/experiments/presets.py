@@ -1,0 +1,149 @@
+"""Experiments as YAML: presets of the package and files of the user."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmfl_fast import algorithms, data
+from mmfl_fast.data import Federation
+from mmfl_fast.federation import EngineConfig
+from mmfl_fast.federation.config import option_names, refuse_unknown, validated
+
+
+class Experiment(BaseModel):
+    """What one YAML file says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str = Field("", description="one line for people")
+    algorithm: str = Field("m3fed", description="what `mmfl-fast run` runs")
+    rounds: int = Field(50, ge=1, description="communication rounds")
+    seed: int = Field(0, ge=0, description="fixes everything, the partition of the data included")
+    data: dict[str, Any] = Field(
+        description="`name` of a data set and its options, or `npz` with the path of a file"
+    )
+    dirichlet: dict[str, Any] | None = Field(None, description="options of mf.data.dirichlet")
+    missing: dict[str, Any] | None = Field(None, description="options of mf.data.with_missing")
+    config: dict[str, Any] = Field(default_factory=dict, description="options of the engine and the algorithms")
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="options of one algorithm alone, by its name"
+    )
+
+    def options_of(self, method: str) -> dict[str, Any]:
+        """Options for one algorithm: the common ones that it knows, and its own."""
+        known = option_names(EngineConfig) + option_names(algorithms.get(method).Config)
+        common = {k: v for k, v in self.config.items() if k in known}
+        return {**common, **self.methods.get(method, {})}
+
+    def refuse_unknown_options(self, methods: Iterable[str]) -> None:
+        """Raise for an option that no algorithm in ``methods`` knows.
+
+        Raises:
+            ValueError: names the key and the nearest valid name.
+        """
+        names = option_names(EngineConfig)
+        for method in methods:
+            names += [n for n in option_names(algorithms.get(method).Config) if n not in names]
+        refuse_unknown(self.config, names, "config key")
+        refuse_unknown(self.methods, list(algorithms.names()), "algorithm in methods")
+        for method, options in self.methods.items():
+            own = option_names(EngineConfig) + option_names(algorithms.get(method).Config)
+            refuse_unknown(options, own, f"config key of {method}")
+
+    def federation(self, seed: int) -> Federation:
+        """Load the data; whatever is drawn for it is drawn from ``seed`` unless the YAML fixes one."""
+        options = dict(self.data)
+        if "npz" in options:
+            refuse_unknown(options, ["npz", "seed"], "key of data")
+            federation = data.load_npz(options["npz"])
+        else:
+            name = options.pop("name", None)
+            if name is None:
+                raise ValueError(f"data: needs `name` or `npz`; got the keys {sorted(options)}")
+            federation = data.load(name, **{"seed": seed, **options})
+        if self.dirichlet is not None:
+            federation = data.dirichlet(federation, **{"seed": seed, **self.dirichlet})
+        if self.missing is not None:
+            federation = data.with_missing(federation, **{"seed": seed, **self.missing})
+        return federation
+
+    def described(self) -> dict[str, Any]:
+        """Where the data came from, for a run's ``config.yaml``."""
+        return {"data": self.data, "dirichlet": self.dirichlet, "missing": self.missing}
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("mmfl_fast") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_experiment(source: str, changes: Iterable[str] = ()) -> Experiment:
+    """Read a preset or a YAML file and apply ``key=value`` changes.
+
+    Args:
+        source: name of a preset, or path of a ``.yaml`` file.
+        changes: ``rounds=3``, ``data.alpha=0.4``, or a bare option of the engine or algorithm, ``lambda=0.3``.
+            Values are YAML.
+
+    Raises:
+        ValueError: no such preset (with the nearest name), not YAML, an unknown key, a value that does not fit.
+        FileNotFoundError: the path does not exist.
+    """
+    content = _mapping(yaml_text(source), source)
+    for change in changes:
+        _apply(content, change)
+    refuse_unknown(content, option_names(Experiment), f"key in {source}")
+    return validated(Experiment, content)
+
+
+def yaml_text(source: str) -> str:
+    """Text of a preset or of a YAML file."""
+    if source.endswith((".yaml", ".yml")):
+        return Path(source).read_text(encoding="utf-8")
+    known = preset_names()
+    if source not in known:
+        near = difflib.get_close_matches(source, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown preset {source!r}{hint} Known: {', '.join(known)}, or a path ending in .yaml")
+    return (resources.files("mmfl_fast") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source} must hold keys and values; got {type(content).__name__}")
+    return dict(content)
+
+
+def _apply(content: dict[str, Any], change: str) -> None:
+    key, sign, text = change.partition("=")
+    if not sign or not key:
+        raise ValueError(f"--set takes key=value; got {change!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {key}: {text!r} is not a YAML value") from None
+    top, _, rest = key.partition(".")
+    if rest:
+        if top not in ("data", "dirichlet", "missing", "config", "methods"):
+            raise ValueError(f"--set {key}: sections are data, dirichlet, missing, config and methods; got {top!r}")
+    elif top in option_names(Experiment):
+        content[top] = value
+        return
+    path = key.split(".") if rest else ["config", key]
+    place = content
+    for step in path[:-1]:
+        place[step] = dict(place.get(step) or {})
+        place = place[step]
+    place[path[-1]] = value

@@ -1,0 +1,73 @@
+"""``mmfl_fast.run``: one algorithm on one federation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmfl_fast import algorithms
+from mmfl_fast.data import Federation
+from mmfl_fast.federation import Algorithm, EngineConfig, RunResult, simulate
+from mmfl_fast.federation.config import split_options
+
+
+def run(
+    federation: Federation,
+    algorithm: str | type[Algorithm],
+    *,
+    rounds: int = 50,
+    seed: int = 0,
+    out: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    described: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Train and evaluate.
+
+    Args:
+        federation: from ``mf.data``.
+        algorithm: a name (``mf.algorithms.names()``) or an ``Algorithm`` class of your own.
+        rounds: communication rounds, at least 1.
+        seed: one integer that fixes everything.
+        out: folder for config, metrics, checkpoints; None keeps nothing.
+        config: options of the algorithm's ``Config`` and of ``EngineConfig``, in one mapping.
+        resume: continue the run in ``out`` from its newest checkpoint, to the same bits.
+        progress: show a bar; None shows it on a terminal.
+        described: further plain data to keep in ``config.yaml``, such as where the federation came from.
+
+    Returns:
+        Final scores, history and state.
+
+    Raises:
+        ValueError: unknown algorithm or option (with the nearest valid name), or a value that does not fit.
+        TypeError: ``federation`` or ``algorithm`` is something else.
+        DivergedError: training produced non-finite parameters.
+    """
+    if not isinstance(federation, Federation):
+        raise TypeError(f"federation must be a Federation (see mf.data); got {type(federation).__name__}")
+    if isinstance(algorithm, str):
+        name, kind = algorithm, algorithms.get(algorithm)
+    elif isinstance(algorithm, type) and issubclass(algorithm, Algorithm):
+        name, kind = algorithm.__name__, algorithm
+    else:
+        raise TypeError(f"algorithm must be a name or a subclass of Algorithm; got {algorithm!r}")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds must be an integer of at least 1; got {rounds!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
+    engine, own = split_options(config or {}, EngineConfig, kind.Config)
+    resolved = {**engine.model_dump(by_alias=True), **own.model_dump(by_alias=True)}
+    return simulate(
+        federation,
+        kind(own),
+        rounds=rounds,
+        seed=seed,
+        engine=engine,
+        out=None if out is None else Path(out),
+        described={"algorithm": name, "federation": federation.name, **(described or {}), "config": resolved},
+        resume=resume,
+        progress=progress,
+        label=name,
+    )

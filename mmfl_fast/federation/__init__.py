@@ -1,0 +1,41 @@
+"""The engine: cohorts, sampling, rounds, evaluation, checkpoints. It knows no algorithm by name."""
+
+from mmfl_fast.federation.algorithm import (
+    Algorithm,
+    AlgorithmConfig,
+    Batch,
+    ClientState,
+    Context,
+    Inputs,
+    Phase,
+    State,
+    Uploads,
+    part_of,
+)
+from mmfl_fast.federation.checkpoints import CheckpointError
+from mmfl_fast.federation.config import EngineConfig
+from mmfl_fast.federation.optimisers import Sgd
+from mmfl_fast.federation.parameter_table import ParameterTable
+from mmfl_fast.federation.run_directory import RunDirectoryError
+from mmfl_fast.federation.simulation import DivergedError, RunResult, simulate
+
+__all__ = [
+    "Algorithm",
+    "AlgorithmConfig",
+    "Batch",
+    "CheckpointError",
+    "ClientState",
+    "Context",
+    "DivergedError",
+    "EngineConfig",
+    "Inputs",
+    "ParameterTable",
+    "Phase",
+    "RunDirectoryError",
+    "RunResult",
+    "Sgd",
+    "State",
+    "Uploads",
+    "part_of",
+    "simulate",
+]

@@ -1,0 +1,43 @@
+"""Batches of one client, or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfl_fast.data import Client, Task
+from mmfl_fast.federation.algorithm import Batch, Inputs
+
+PADDING_LABEL = -100
+
+
+def shuffled_batches(client: Client, batch_size: int, generator: np.random.Generator) -> list[Tensor]:
+    """Row numbers of one shuffled pass over a client's training rows, batch by batch."""
+    order = torch.from_numpy(generator.permutation(client.num_train))
+    return list(client.train_rows[order].split(batch_size)) if client.num_train else []
+
+
+def gather(task: Task, rows: Tensor) -> Batch:
+    """The batch of some rows of a task: ``rows`` ``[B]`` gives ``[B, ...]``."""
+    rows = rows.to(task.labels.device)
+    values = {name: tensor[rows] for name, tensor in task.inputs.items()}
+    return Batch(Inputs(values, task.present[rows]), task.labels[rows])
+
+
+def gather_stacked(task: Task, rows: Sequence[Tensor]) -> Batch:
+    """Batches of k clients side by side, ``[k, B, ...]``; shorter ones are padded with rows labelled -100."""
+    width = max(len(r) for r in rows)
+    index = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1)
+    padding = (index < 0).to(task.labels.device)
+    batch = gather(task, index.clamp(min=0).reshape(-1))
+    shape = (len(rows), width)
+    values = {
+        name: t.reshape(*shape, *t.shape[1:]).masked_fill(padding.reshape(*shape, *[1] * (t.dim() - 1)), 0)
+        for name, t in batch.inputs.values.items()
+    }
+    present = batch.inputs.present.reshape(*shape, -1) & ~padding.unsqueeze(-1)
+    labels = batch.labels.reshape(shape).masked_fill(padding, PADDING_LABEL)
+    return Batch(Inputs(values, present), labels)

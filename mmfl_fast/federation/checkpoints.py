@@ -1,0 +1,132 @@
+"""Checkpoints: safetensors and JSON, complete or absent whatever moment the process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmfl_fast.federation.algorithm import State
+from mmfl_fast.federation.parameter_table import ParameterTable
+
+AnyState = TypeVar("AnyState", bound=State)
+_KEPT = 2
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says which and what to do."""
+
+
+def state_tensors(state: State) -> dict[str, Tensor]:
+    """Every tensor of a state by its path, ``"shared/f.0.weight"``."""
+    tensors: dict[str, Tensor] = {}
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            tensors[field.name] = value
+            continue
+        if not isinstance(value, (dict, ParameterTable)):
+            raise TypeError(
+                f"{type(state).__name__}.{field.name}: a state holds tensors, mappings of tensors and "
+                f"ParameterTables; got {type(value).__name__}"
+            )
+        nested = value.tensors() if isinstance(value, ParameterTable) else value
+        tensors.update({f"{field.name}/{name}": tensor for name, tensor in nested.items()})
+    return tensors
+
+
+def with_state_tensors(template: AnyState, tensors: Mapping[str, Tensor]) -> AnyState:
+    """Return a state of the template's kind and layout with other values."""
+    changes: dict[str, Any] = {}
+    for field in fields(template):
+        value = getattr(template, field.name)
+        prefix = f"{field.name}/"
+        nested = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if isinstance(value, Tensor):
+            changes[field.name] = tensors[field.name]
+        elif isinstance(value, ParameterTable):
+            changes[field.name] = value.with_tensors(nested)
+        else:
+            # The order of names decides the order of sums: a file sorts them, the template has the run's.
+            order = [n for n in value if n in nested] + [n for n in nested if n not in value]
+            changes[field.name] = {n: nested[n] for n in order}
+    return replace(template, **changes)
+
+
+def to_device(state: AnyState, device: torch.device) -> AnyState:
+    """Return the state with its floating-point tensors on a device; integer bookkeeping stays on the CPU."""
+    if device.type == "cpu":
+        return state
+    moved = {n: t.to(device) if t.is_floating_point() else t for n, t in state_tensors(state).items()}
+    return with_state_tensors(state, moved)
+
+
+def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping[str, Any]) -> Path:
+    """Write the state after ``rounds_done`` rounds; older checkpoints but the last go.
+
+    Raises:
+        CheckpointError: the disk is full or not writable. Earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"round-{rounds_done:06d}"
+    partial = folder / f".partial-{rounds_done:06d}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        # Views of a stack share storage, which safetensors refuses: each tensor is copied on its own.
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_tensors(state).items()}
+        save_file(own, partial / "state.safetensors")
+        (partial / "meta.json").write_text(json.dumps({"rounds_done": rounds_done, **meta}, indent=1))
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = _complete(folder)
+        where = f"the last complete one is {kept[-1]}" if kept else "there is no earlier one"
+        raise CheckpointError(f"checkpoint {final} could not be written ({error}); {where}") from error
+    for old in _complete(folder)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def read_checkpoint(folder: Path, template: AnyState) -> tuple[AnyState, dict[str, Any]] | None:
+    """Return the newest state, on the CPU, and its meta data; None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: the newest one is damaged; the message names it and the one before it.
+    """
+    complete = _complete(folder)
+    if not complete:
+        return None
+    newest = complete[-1]
+    try:
+        tensors = load_file(newest / "state.safetensors")
+        meta: dict[str, Any] = json.loads((newest / "meta.json").read_text())
+        return with_state_tensors(template, tensors), meta
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        before = f"; delete it to go on from {complete[-2]}" if len(complete) > 1 else ""
+        raise CheckpointError(f"checkpoint {newest} cannot be read ({error!r}){before}") from error
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*")) if folder.is_dir() else []
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""Options of the engine, and how a flat set of options finds its owners."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class EngineConfig(BaseModel):
+    """Options of the engine, the same for every algorithm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
+    standardise: bool = Field(True, description="inputs of zero mean and unit scale, per task and modality")
+    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last always has one")
+    checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints; the last always has one")
+    device: str = Field("auto", description="auto, cpu or cuda[:index]")
+    chunk: int | None = Field(None, ge=1, description="clients per stack; default: one on a CPU, fitted on a GPU")
+    memory_gib: float | None = Field(None, gt=0, description="budget per stack on a GPU; default: half of what is free")
+
+
+def option_names(model: type[BaseModel]) -> list[str]:
+    """Names a user may give: each field's alias where it has one."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def refuse_unknown(given: Mapping[str, Any], known: list[str], what: str) -> None:
+    """Raise for the first key that is not known.
+
+    Raises:
+        ValueError: names the key, the nearest valid name and all of them.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown {what} {key!r}{hint} Known: {', '.join(sorted(known))}")
+
+
+def split_options(options: Mapping[str, Any], first: type[Model], second: type[BaseModel]) -> tuple[Any, Any]:
+    """Build two option models from one flat mapping.
+
+    Args:
+        options: names and values of both.
+        first: e.g. ``EngineConfig``.
+        second: an algorithm's ``Config``; its names are disjoint from the first's.
+
+    Raises:
+        ValueError: unknown name (with the nearest valid one) or a value that does not fit.
+    """
+    refuse_unknown(options, option_names(first) + option_names(second), "config key")
+    mine = set(option_names(first))
+    return (
+        validated(first, {k: v for k, v in options.items() if k in mine}),
+        validated(second, {k: v for k, v in options.items() if k not in mine}),
+    )
+
+
+def validated(model: type[Model], options: Mapping[str, Any]) -> Model:
+    """Build an option model; errors name the option, what it must be and what came."""
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()
+        ]
+        raise ValueError("; ".join(problems)) from None

@@ -1,0 +1,155 @@
+"""A client's round: its phases, for one client alone or for a stack of clients at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.data import Client
+from mmfl_fast.federation.algorithm import Batch, ClientState, Context, Phase, part_of
+from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_batches
+from mmfl_fast.federation.optimisers import Slots
+from mmfl_fast.federation.streams import Purpose, stream
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What local training made of one client.
+
+    Attributes:
+        params: its state after the last phase.
+        loss: mean over all steps of the round, 0-dim tensor.
+        steps: optimiser steps taken.
+        samples: rows seen, each as often as it was seen.
+    """
+
+    params: ClientState
+    loss: Tensor
+    steps: int
+    samples: int
+
+
+def train_clients(
+    clients: Sequence[Client],
+    starts: Sequence[ClientState],
+    phases: Sequence[Phase],
+    round_index: int,
+    seed: int,
+) -> list[LocalResult]:
+    """Run the phases of one round for clients of one task and one signature.
+
+    Args:
+        clients: each with at least one training row.
+        starts: what each starts from; never written to.
+        phases: passes, in order.
+        round_index: number of the round; with ``seed`` and the client's index it fixes the batches.
+        seed: of the run.
+
+    Returns:
+        One result per client, in order. It does not depend on which clients are trained together, beyond
+        the rounding of batched against single matrix products.
+    """
+    draws = [stream(seed, Purpose.BATCHES, round_index, c.index) for c in clients]
+    passes = [
+        [shuffled_batches(c, phase.batch_size, draw) for phase in phases]
+        for c, draw in zip(clients, draws, strict=True)
+    ]
+    if len(clients) == 1:
+        return [_train_one(clients[0], starts[0], phases, passes[0], round_index)]
+    return _train_stack(clients, starts, phases, passes, round_index)
+
+
+def _trainable(phase: Phase, params: ClientState) -> list[str]:
+    names = [n for n in params if "*" in phase.trainable or part_of(n) in phase.trainable]
+    parts = {part_of(n) for n in names}
+    absent = [p for p in phase.trainable if p != "*" and p not in parts]
+    if absent:
+        raise ValueError(
+            f"phase {phase.name!r}: trainable part {absent[0]!r} is not among the client's parts "
+            f"{sorted({part_of(n) for n in params})}"
+        )
+    return names
+
+
+def _train_one(
+    client: Client,
+    start: ClientState,
+    phases: Sequence[Phase],
+    passes: Sequence[Sequence[Tensor]],
+    round_index: int,
+) -> LocalResult:
+    params = {name: tensor.clone() for name, tensor in start.items()}
+    context = Context(start, round_index)
+    memory: dict[str, Slots] = {}
+    losses: list[Tensor] = []
+    samples = 0
+    for phase, batches in zip(phases, passes, strict=True):
+        names = _trainable(phase, params)
+        leaves = [params[n].detach().requires_grad_() for n in names]
+        current = {**params, **dict(zip(names, leaves, strict=True))}
+        slots = memory.setdefault(phase.name, phase.optimiser.slots(leaves))
+        for rows in batches:
+            loss = phase.loss(current, gather(client.task, rows), context)
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+            with torch.no_grad():
+                # The leaves share storage with params, so this moves both.
+                phase.optimiser.step(leaves, gradients, slots)
+            losses.append(loss.detach())
+            samples += len(rows)
+        if phase.after is not None:
+            params = phase.after(params)
+    return LocalResult(params, torch.stack(losses).mean(), len(losses), samples)
+
+
+def _train_stack(
+    clients: Sequence[Client],
+    starts: Sequence[ClientState],
+    phases: Sequence[Phase],
+    passes: Sequence[Sequence[Sequence[Tensor]]],
+    round_index: int,
+) -> list[LocalResult]:
+    # Longest first, so that the clients still active at any step are a leading slice of the stack.
+    order = sorted(range(len(clients)), key=lambda i: -clients[i].num_train)
+    task = clients[0].task
+    params = {name: torch.stack([starts[i][name] for i in order]) for name in starts[0]}
+    start = {name: tensor.clone() for name, tensor in params.items()}
+    memory: dict[str, Slots] = {}
+    total = torch.zeros(len(clients), device=task.labels.device)
+    for number, phase in enumerate(phases):
+        names = _trainable(phase, params)
+        fixed = [n for n in params if n not in set(names)]
+        slots = memory.setdefault(phase.name, phase.optimiser.slots([params[n] for n in names]))
+
+        def objective(
+            moving: ClientState, still: ClientState, batch: Batch, context: Context, phase: Phase = phase
+        ) -> Tensor:
+            return phase.loss({**still, **moving}, batch, context)
+
+        step = torch.func.vmap(torch.func.grad_and_value(objective), in_dims=(0, 0, 0, Context(0, None)))  # type: ignore[arg-type]
+        batches = [passes[i][number] for i in order]
+        for position in range(len(batches[0])):
+            rows = [b[position] for b in batches if position < len(b)]
+            k = len(rows)
+            moving = {n: params[n][:k] for n in names}
+            gradients, loss = step(
+                moving,
+                {n: params[n][:k] for n in fixed},
+                gather_stacked(task, rows),
+                Context({n: t[:k] for n, t in start.items()}, round_index),
+            )
+            phase.optimiser.step(
+                list(moving.values()), [gradients[n] for n in names], [[s[:k] for s in slot] for slot in slots]
+            )
+            total[:k] += loss.detach()
+        if phase.after is not None:
+            params = phase.after(params)
+    results: dict[int, LocalResult] = {}
+    for position, i in enumerate(order):
+        steps = sum(len(batches) for batches in passes[i])
+        samples = sum(len(rows) for batches in passes[i] for rows in batches)
+        own = {name: tensor[position] for name, tensor in params.items()}
+        results[i] = LocalResult(own, total[position] / steps, steps, samples)
+    return [results[i] for i in range(len(clients))]

@@ -1,0 +1,80 @@
+"""Named tensors of many rows (clients, groups) whose shapes may differ from row to row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Signature = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
+def signature(parameters: Mapping[str, Tensor]) -> Signature:
+    """Names, shapes and dtypes; rows of one signature can be stacked."""
+    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in parameters.items())
+
+
+class ParameterTable:
+    """An immutable mapping from a row number to its named tensors.
+
+    Rows of one signature are stored stacked, ``[K, ...]`` per name, and read back as views.
+    """
+
+    def __init__(self, rows: Mapping[int, Mapping[str, Tensor]]) -> None:
+        by_signature: dict[Signature, list[int]] = {}
+        for row, parameters in rows.items():
+            by_signature.setdefault(signature(parameters), []).append(row)
+        self._place: dict[int, tuple[int, int]] = {}
+        self._stacks: list[dict[str, Tensor]] = []
+        for key, members in by_signature.items():
+            self._place.update({row: (len(self._stacks), i) for i, row in enumerate(members)})
+            self._stacks.append({name: torch.stack([rows[r][name] for r in members]) for name, _, _ in key})
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._place
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        """Named tensors of one row, as views; do not write to them."""
+        stack, position = self._place[row]
+        return {name: tensor[position] for name, tensor in self._stacks[stack].items()}
+
+    def replace(self, rows: Mapping[int, Mapping[str, Tensor]]) -> ParameterTable:
+        """Return a table with some rows replaced by values of the same signature; this one stays as it is.
+
+        Raises:
+            KeyError: a row that the table does not have.
+            ValueError: names, shapes or dtypes that differ from the row's.
+        """
+        table = ParameterTable({})
+        table._place = self._place
+        table._stacks = [dict(stack) for stack in self._stacks]
+        touched: set[int] = set()
+        for row, parameters in rows.items():
+            stack, position = self._place[row]
+            if signature(parameters) != signature(self[row]):
+                raise ValueError(
+                    f"row {row}: expected {signature(self[row])}, got {signature(parameters)}"
+                )
+            if stack not in touched:
+                table._stacks[stack] = {name: t.clone() for name, t in self._stacks[stack].items()}
+                touched.add(stack)
+            for name, tensor in parameters.items():
+                table._stacks[stack][name][position].copy_(tensor)
+        return table
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stacks by a flat name, ``"<stack>/<name>"``; what a checkpoint stores."""
+        return {f"{i}/{name}": t for i, stack in enumerate(self._stacks) for name, t in stack.items()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> ParameterTable:
+        """Return a table of this layout with the values of ``tensors()`` of another one."""
+        table = ParameterTable({})
+        table._place = self._place
+        table._stacks = [
+            {name: tensors[f"{i}/{name}"] for name in stack} for i, stack in enumerate(self._stacks)
+        ]
+        return table

@@ -1,0 +1,265 @@
+"""The engine: rounds of an algorithm over a federation. It knows no algorithm by name."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.data import Client, Federation
+from mmfl_fast.federation.algorithm import Algorithm, ClientState, State, Uploads, part_of
+from mmfl_fast.federation.checkpoints import to_device
+from mmfl_fast.federation.client_workers import ClientWorkers, one_torch_thread
+from mmfl_fast.federation.cohorts import cut_cohorts
+from mmfl_fast.federation.config import EngineConfig
+from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
+from mmfl_fast.federation.local_training import LocalResult, train_clients
+from mmfl_fast.federation.progress import RoundProgress
+from mmfl_fast.federation.run_directory import RunDirectory
+from mmfl_fast.federation.sampling import sample_clients
+from mmfl_fast.federation.standardisation import standardise
+from mmfl_fast.federation.streams import Purpose, torch_generator
+
+
+class DivergedError(ArithmeticError):
+    """A client's parameters are no longer finite."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run returns.
+
+    Attributes:
+        final: ``accuracy``, ``macro_f1``, ``per_dataset`` and ``per_client`` on the test rows after the last
+            round; see :class:`~mmfl_fast.federation.evaluation.Evaluation`.
+        history: metrics of every evaluated round.
+        state: the algorithm's state after the last round.
+        out: the run directory, if there is one.
+    """
+
+    final: dict[str, Any]
+    history: list[dict[str, Any]]
+    state: Any
+    out: Path | None
+
+
+def simulate(
+    federation: Federation,
+    algorithm: Algorithm,
+    *,
+    rounds: int,
+    seed: int = 0,
+    engine: EngineConfig | None = None,
+    out: Path | None = None,
+    described: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    label: str | None = None,
+) -> RunResult:
+    """Run an algorithm for some rounds.
+
+    Args:
+        federation: data and clients.
+        algorithm: what a client and the server compute.
+        rounds: how many, counted from the start also when resuming.
+        seed: fixes initialisation, sampling and batches.
+        engine: options of the engine.
+        out: run directory; None keeps nothing.
+        described: plain data that fixes the run, kept in ``config.yaml`` and compared on resume.
+        resume: continue the run in ``out``.
+        progress: show a bar; None shows it on a terminal.
+        label: of the bar.
+
+    Raises:
+        DivergedError: a client's parameters became non-finite; names the client and the round.
+    """
+    engine = engine or EngineConfig()
+    run = _Run(federation, algorithm, seed, engine)
+    directory = None
+    state, done, lines = run.initial_state, 0, list[dict[str, Any]]()
+    if out is not None:
+        config = {**(described or {}), "rounds": rounds, "seed": seed, "data_digest": digest(federation)}
+        directory = RunDirectory(out, config, resume)
+        directory.describe_clients(federation.clients)
+        state, done, lines = directory.restore(state)
+        state = to_device(state, run.device)
+    if done > rounds:
+        raise ValueError(f"rounds: the run in {out} has {done} rounds behind it; got {rounds}")
+
+    evaluation: Evaluation | None = None
+    try:
+        with RoundProgress(label or type(algorithm).__name__, rounds, done, progress) as bar:
+            for number in range(done, rounds):
+                state, line = run.round(state, number)
+                last = number + 1 == rounds
+                if last or (number + 1) % engine.evaluate_every == 0:
+                    evaluation = run.evaluate(state)
+                    scores = evaluation.as_dict()
+                    del scores["per_client"]
+                    line.update(scores)
+                lines.append(line)
+                if directory is not None:
+                    directory.append_metrics(line)
+                    if last or (number + 1) % engine.checkpoint_every == 0:
+                        directory.checkpoint(number + 1, state)
+                bar.advance(line)
+        if evaluation is None:
+            evaluation = run.evaluate(state)
+    finally:
+        run.close()
+
+    final = evaluation.as_dict()
+    if directory is not None:
+        directory.finish({**final, "per_client": final["per_client"].tolist(), "rounds": rounds})
+    return RunResult(final, [line for line in lines if "accuracy" in line], state, out)
+
+
+def digest(federation: Federation) -> str:
+    """Hash of all rows, labels, owners and splits: two federations of one digest train alike."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for task in federation.tasks:
+        hasher.update(repr((task.name, task.modalities, task.num_classes, task.client_names)).encode())
+        for tensor in (*task.inputs.values(), task.present, task.labels, task.owner, task.is_train):
+            hasher.update(tensor.cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+class _Run:
+    """Data in place, workers up, one algorithm: what all rounds share."""
+
+    def __init__(self, federation: Federation, algorithm: Algorithm, seed: int, engine: EngineConfig) -> None:
+        self.device = resolve_device(engine.device)
+        self._algorithm = algorithm
+        self._seed = seed
+        self._engine = engine
+        prepared = standardise(federation) if engine.standardise else federation
+        self._federation = move(prepared, self.device)
+        if not any(c.num_train for c in self._federation.clients):
+            raise ValueError(f"federation {federation.name!r}: no client has a training row")
+        self._workers = ClientWorkers(self.device)
+        generator = torch_generator(seed, Purpose.INITIALISATION)
+        # One thread: LAPACK's factorisations round differently on several.
+        with one_torch_thread():
+            state = algorithm.setup(self._federation, generator)
+        self.initial_state: State = to_device(state, self.device)
+
+    def round(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        began = time.perf_counter()
+        engine = self._engine
+        clients = sample_clients(self._federation.clients, engine.participation, number, self._seed)
+        starts = [self._algorithm.broadcast(state, c) for c in clients]
+        results = self._train(clients, starts, number)
+        self._refuse_diverged(clients, results, number)
+        trained = time.perf_counter()
+
+        personal = self._algorithm.personal
+        kept = {
+            c.index: {n: t for n, t in r.params.items() if part_of(n) in personal or "*" in personal}
+            for c, r in zip(clients, results, strict=True)
+        }
+        uploads = Uploads(
+            clients, [self._algorithm.upload(r.params, c) for c, r in zip(clients, results, strict=True)]
+        )
+        sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64, device=self.device)
+        state = replace(state, personal=state.personal.replace({i: k for i, k in kept.items() if k}))
+        state = self._algorithm.aggregate(state, uploads, sizes / sizes.sum())
+        ended = time.perf_counter()
+
+        samples = [r.samples for r in results]
+        loss = torch.stack([r.loss for r in results]).double().cpu()
+        line: dict[str, Any] = {
+            "round": number + 1,
+            "clients": len(clients),
+            "train_loss": float(loss.mean()),
+            "optimiser_steps": sum(r.steps for r in results),
+            "samples_seen": sum(samples),
+            "bytes_up": sum(_bytes(row) for row in uploads.rows()),
+            "bytes_down": sum(
+                _bytes({n: t for n, t in s.items() if part_of(n) not in personal and "*" not in personal})
+                for s in starts
+            ),
+            **self._algorithm.metrics(state),
+            "seconds": {"clients": trained - began, "server": ended - trained},
+        }
+        return state, line
+
+    def evaluate(self, state: State) -> Evaluation:
+        def predict(clients: Sequence[Client]) -> list[Tensor]:
+            return self._workers.map(
+                lambda c: predictions(self._algorithm, self._algorithm.broadcast(state, c), c), clients
+            )
+
+        return evaluate(self._federation, predict)
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def _train(self, clients: list[Client], starts: list[ClientState], number: int) -> list[LocalResult]:
+        chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
+        phases = self._algorithm.client_phases()
+
+        def train(chunk: list[int]) -> list[LocalResult]:
+            return train_clients(
+                [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed
+            )
+
+        by_position: dict[int, LocalResult] = {}
+        for chunk, results in zip(chunks, self._workers.map(train, chunks), strict=True):
+            by_position.update(zip(chunk, results, strict=True))
+        return [by_position[p] for p in range(len(clients))]
+
+    def _refuse_diverged(self, clients: list[Client], results: list[LocalResult], number: int) -> None:
+        finite = torch.stack(
+            [torch.stack([t.sum().isfinite() for t in r.params.values()]).all() for r in results]
+        )
+        if not bool(finite.all()):
+            client = clients[int((~finite).nonzero()[0])]
+            raise DivergedError(
+                f"client {client.name!r} has non-finite parameters after round {number + 1}: "
+                f"lower the learning rate, or look for extreme values in its data"
+            )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name; ``"auto"`` is the GPU where there is one.
+
+    Raises:
+        ValueError: not a device, or one that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:index]'; got {name!r} ({error})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:index]'; got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU here")
+    return device
+
+
+def move(federation: Federation, device: torch.device) -> Federation:
+    """Return the federation with its tensors on a device; row numbers stay on the CPU."""
+    if device.type == "cpu":
+        return federation
+    tasks = tuple(
+        replace(
+            task,
+            inputs={name: tensor.to(device) for name, tensor in task.inputs.items()},
+            present=task.present.to(device),
+            labels=task.labels.to(device),
+        )
+        for task in federation.tasks
+    )
+    return Federation(federation.name, tasks)
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,20 @@
+"""Building blocks of the models, as pure functions of named parameters."""
+
+from mmfl_fast.nn.linear import init_linear, init_mlp, linear, mlp
+from mmfl_fast.nn.losses import cross_entropy
+from mmfl_fast.nn.meta_gradient import adapted_loss
+from mmfl_fast.nn.modality_input import init_modality_input, modality_input
+from mmfl_fast.nn.operators import orthonormal_rows, retract_rows
+
+__all__ = [
+    "adapted_loss",
+    "cross_entropy",
+    "init_linear",
+    "init_mlp",
+    "init_modality_input",
+    "linear",
+    "mlp",
+    "modality_input",
+    "orthonormal_rows",
+    "retract_rows",
+]

@@ -1,0 +1,47 @@
+"""Losses whose gradient is the meta-gradient of Per-FedAvg (Fallah et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+_FINITE_DIFFERENCE_STEP = 1e-3
+
+
+def adapted_loss(
+    support: Callable[[dict[str, Tensor]], Tensor],
+    query: Callable[[dict[str, Tensor]], Tensor],
+    params: Mapping[str, Tensor],
+    rate: float,
+    *,
+    hessian_free: bool,
+) -> Tensor:
+    """Query loss after one support step, ``f'(w - rate * grad f(w))``, with Per-FedAvg's gradient.
+
+    First order drops the Hessian: the gradient is ``g(w~)``. Hessian-free adds
+    ``-rate * [g(w + d v) - g(w - d v)] / 2d`` with ``v = g(w~)`` and ``d = 1e-3``. Both are written as a
+    scalar whose derivative with respect to ``params`` is that gradient, so any optimiser and ``torch.func``
+    can use it.
+
+    Args:
+        support: loss that gives the inner step and the Hessian.
+        query: loss after the inner step.
+        params: what is adapted.
+        rate: inner learning rate.
+        hessian_free: add the finite-difference Hessian term.
+    """
+    start = {name: tensor.detach() for name, tensor in params.items()}
+    inner = torch.func.grad(support)(start)
+    adapted = {name: tensor - rate * inner[name] for name, tensor in params.items()}
+    value = query(adapted)
+    if not hessian_free:
+        return value
+    direction = torch.func.grad(query)({name: tensor.detach() for name, tensor in adapted.items()})
+    step = _FINITE_DIFFERENCE_STEP
+    ahead = support({name: tensor + step * direction[name] for name, tensor in params.items()})
+    behind = support({name: tensor - step * direction[name] for name, tensor in params.items()})
+    correction = -rate * (ahead - behind) / (2 * step)
+    # Only the correction's derivative belongs to the method; its value would distort the reported loss.
+    return value + correction - correction.detach()

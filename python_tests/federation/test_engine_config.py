@@ -1,0 +1,32 @@
+import pytest
+
+from mmfl_fast.algorithms.m3fed import M3FedConfig
+from mmfl_fast.federation import EngineConfig
+from mmfl_fast.federation.config import option_names, split_options
+
+
+def test_options_find_their_owner():
+    engine, own = split_options({"participation": 0.5, "lambda": 0.3, "width": 8}, EngineConfig, M3FedConfig)
+    assert (engine.participation, own.lambda_, own.width) == (0.5, 0.3, 8)
+
+
+def test_unknown_options_name_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown config key 'particpation'; did you mean 'participation'\?"):
+        split_options({"particpation": 0.5}, EngineConfig, M3FedConfig)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"participation": 0.0}, "participation.*greater than 0.*got 0.0"),
+        ({"clusters": "many"}, "clusters.*integer.*got 'many'"),
+        ({"clustering": "kmeans"}, "clustering.*'spectral' or 'none'.*got 'kmeans'"),
+    ],
+)
+def test_values_that_do_not_fit_name_the_option(options, told):
+    with pytest.raises(ValueError, match=told):
+        split_options(options, EngineConfig, M3FedConfig)
+
+
+def test_engine_and_algorithms_share_no_name():
+    assert not set(option_names(EngineConfig)) & set(option_names(M3FedConfig))

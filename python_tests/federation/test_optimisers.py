@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from mmfl_fast.federation import Sgd
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.01), (0.0, 0.1)])
+def test_sgd_steps_as_torch_does(momentum, weight_decay):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+
+    expected = start.clone().requires_grad_()
+    theirs = torch.optim.SGD([expected], lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    actual = start.clone()
+    ours = Sgd(0.1, momentum, weight_decay)
+    slots = ours.slots([actual])
+    for gradient in gradients:
+        expected.grad = gradient.clone()
+        theirs.step()
+        ours.step([actual], [gradient], slots)
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_sgd_does_not_write_to_the_gradient():
+    gradient = torch.ones(3)
+    parameter = torch.ones(3)
+    optimiser = Sgd(0.1, 0.9, 0.1)
+    optimiser.step([parameter], [gradient], optimiser.slots([parameter]))
+    assert torch.equal(gradient, torch.ones(3))
