@@ -61,8 +61,8 @@ class Experiment(BaseModel):
         """Load the data; whatever is drawn for it is drawn from ``seed`` unless the YAML fixes one."""
         options = dict(self.data)
         if "npz" in options:
-            refuse_unknown(options, ["npz", "seed"], "key of data")
-            federation = data.load_npz(options["npz"])
+            refuse_unknown(options, ["npz", "name", "num_classes", "seed"], "key of data")
+            federation = data.load_npz(options.pop("npz"), **{"seed": seed, **options})
         else:
             name = options.pop("name", None)
             if name is None:

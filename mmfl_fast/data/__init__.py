@@ -1,0 +1,25 @@
+"""Data sets, modality masks, partitions, downloads, and federations from arrays."""
+
+from mmfl_fast.data.arrays import from_arrays
+from mmfl_fast.data.federation import Client, Federation, Task
+from mmfl_fast.data.merge import merge
+from mmfl_fast.data.missing import with_missing
+from mmfl_fast.data.npz import load_npz
+from mmfl_fast.data.partition import dirichlet
+from mmfl_fast.data.registry import available, check, describe, fetch, load
+
+__all__ = [
+    "Client",
+    "Federation",
+    "Task",
+    "available",
+    "check",
+    "describe",
+    "dirichlet",
+    "fetch",
+    "from_arrays",
+    "load",
+    "load_npz",
+    "merge",
+    "with_missing",
+]

@@ -1,0 +1,95 @@
+"""A federation from one ``.npz`` file, the form that a YAML experiment names."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmfl_fast.data.arguments import suggestion
+from mmfl_fast.data.arrays import from_arrays
+from mmfl_fast.data.federation import Federation
+
+_MODALITY, _PRESENT = "modality:", "present:"
+
+
+def load_npz(
+    path: str | os.PathLike[str], name: str | None = None, *, num_classes: int | None = None, seed: int = 0
+) -> Federation:
+    """Read the arrays of :func:`from_arrays` from a ``.npz`` file.
+
+    Keys: ``modality:<name>`` (one or more), ``labels``, ``clients``, and optionally ``split`` and
+    ``present:<name>``. Nothing is unpickled: strings must be stored as unicode or bytes arrays.
+
+    Args:
+        path: the file.
+        name: name of the federation and of its task; the file's name without its suffix if None.
+        num_classes: as in :func:`from_arrays`.
+        seed: as in :func:`from_arrays`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, a key is missing or unknown, or an array is not valid for
+            :func:`from_arrays`.
+    """
+    path = Path(path)
+    arrays = _read(path)
+    inputs = _with_prefix(arrays, _MODALITY)
+    present = _with_prefix(arrays, _PRESENT)
+    _require_keys(path, arrays, inputs)
+    try:
+        return from_arrays(
+            inputs,
+            arrays["labels"],
+            arrays["clients"],
+            arrays.get("split"),
+            path.stem if name is None else name,
+            present=present or None,
+            num_classes=num_classes,
+            seed=seed,
+        )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
+    if not zipfile.is_zipfile(path):
+        # Opening it tells a missing or forbidden file from a damaged one.
+        with path.open("rb"):
+            raise ValueError(f"{path} is not a .npz file, or it is cut short")
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                arrays[key] = archive[key]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path}: {key!r} is an array of Python objects, which would have to be unpickled; "
+                "store strings as unicode arrays, e.g. np.asarray(ids, dtype=str)"
+            ) from error
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return arrays
+
+
+def _with_prefix(arrays: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+    return {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}
+
+
+def _require_keys(
+    path: Path, arrays: dict[str, NDArray[np.generic]], inputs: dict[str, NDArray[np.generic]]
+) -> None:
+    known = ["labels", "clients", "split"]
+    for key in arrays:
+        if key not in known and not key.startswith((_MODALITY, _PRESENT)):
+            choices = [*known, f"{_MODALITY}<name>", f"{_PRESENT}<name>"]
+            raise ValueError(f"{path} has the unknown key {key!r}{suggestion(key, choices)}")
+    absent = [key for key in ("labels", "clients") if key not in arrays]
+    if not inputs:
+        absent.append(f"{_MODALITY}<name>")
+    if absent:
+        raise ValueError(f"{path} lacks {', '.join(absent)}; it has {', '.join(arrays) or 'no keys'}")

@@ -1,0 +1,70 @@
+"""MELD, text part: utterances of dialogues with seven emotions, as hashed words and word pairs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mmfl_fast.data.dataset import DataSet, Features, SourceFile
+
+_UPSTREAM = (
+    "https://raw.githubusercontent.com/declare-lab/MELD/2d2011b409d3ca2d7e94460cd007d434b1d0a102/data/MELD"
+)
+_CLASSES = {
+    "neutral": 6436,
+    "joy": 2308,
+    "surprise": 1636,
+    "anger": 1607,
+    "sadness": 1002,
+    "disgust": 361,
+    "fear": 358,
+}
+WIDTH = 1024
+
+
+def _extract(files: Mapping[str, Path]) -> Features:
+    """Hash words and word pairs of train, dev and test into WIDTH signed buckets of unit length."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    utterances, emotions = [], []
+    for path in files.values():
+        with path.open(encoding="utf-8", newline="") as table:
+            for row in csv.DictReader(table):
+                utterances.append(row["Utterance"])
+                emotions.append(row["Emotion"])
+    # The default pattern drops words of one letter, among them "I".
+    hashing = HashingVectorizer(
+        n_features=WIDTH, ngram_range=(1, 2), norm="l2", token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+    )
+    classes = list(_CLASSES)
+    return Features(
+        inputs={"text": hashing.transform(utterances).toarray()},
+        labels=np.asarray([classes.index(emotion) for emotion in emotions]),
+    )
+
+
+def _file(part: str, num_bytes: int, sha256: str) -> SourceFile:
+    name = f"{part}_sent_emo.csv"
+    return SourceFile(name, num_bytes, sha256, url=f"{_UPSTREAM}/{name}")
+
+
+MELD = DataSet(
+    name="meld",
+    description="utterances with seven emotions, words and word pairs hashed to width 1024",
+    modalities={"text": (WIDTH,)},
+    classes=_CLASSES,
+    licence="GPL-3.0",
+    source="Poria et al., ACL 2019; Chen et al. (EmotionLines), LREC 2018; github.com/declare-lab/MELD",
+    folder="meld_text",
+    files=(
+        _file("train", 1119290, "d2fa2d6529cf03cac2989efec05c9b27d8fd2f4c8fc5974c7ae88aa537fa02db"),
+        _file("dev", 121640, "2e89c6f8aa182d6f62f8c6331aece905ac7273ca4999660bfb5213e1d0370c1c"),
+        _file("test", 294526, "8d37103938f7067600839fe29d5a114a6cd1bcdafb75bec101e06464c5006888"),
+    ),
+    default_clients=20,
+    extract=_extract,
+    features_version="hashed-words-1024-1",
+)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mmfl_fast.data import from_arrays, merge, with_missing
+
+
+def lost_by_client(before, after, rows="train_rows"):
+    """Return bool [clients, modalities]; asserts that a client loses a modality in all rows or in none."""
+    (old,), (new,) = before.tasks, after.tasks
+    lost = old.present & ~new.present
+    result = []
+    for client in before.clients:
+        mine = lost[getattr(client, rows)]
+        assert (mine == mine[:1]).all()
+        result.append(mine[0])
+    return torch.stack(result)
+
+
+def test_zeroes_inputs_marks_them_absent_and_touches_nothing_else(make_federation):
+    fed = make_federation(modalities=3)
+    before = {m: x.clone() for m, x in fed.tasks[0].inputs.items()}
+    thin = with_missing(fed, 0.8, seed=3)
+    (old,), (new,) = fed.tasks, thin.tasks
+    assert (~new.present).any()
+    for j, m in enumerate(new.modalities):
+        there = new.present[:, j]
+        assert new.inputs[m].shape == before[m].shape
+        assert torch.equal(new.inputs[m][there], before[m][there])
+        assert (new.inputs[m][~there] == 0).all()
+        assert torch.equal(old.inputs[m], before[m])
+    assert old.present.all()
+    for kept in ("labels", "owner", "is_train"):
+        assert torch.equal(getattr(old, kept), getattr(new, kept))
+
+
+def test_test_rows_stay_complete_unless_asked(make_federation):
+    fed = make_federation()
+    task = with_missing(fed, 1.0).tasks[0]
+    assert task.present[~task.is_train].all()
+    assert not task.present[task.is_train].all(dim=1).any()
+    task = with_missing(fed, 1.0, parts=("test",)).tasks[0]
+    assert task.present[task.is_train].all()
+    assert not task.present[~task.is_train].all(dim=1).any()
+
+
+@pytest.mark.parametrize("rule", ["subset", "independent"])
+def test_a_client_loses_the_same_in_training_and_test_rows(make_federation, rule):
+    fed = make_federation(rows=2000, clients=40, modalities=3)
+    both = with_missing(fed, 0.6, rule=rule, parts=("train", "test"))
+    train = lost_by_client(fed, both)
+    assert torch.equal(train, lost_by_client(fed, both, "test_rows"))
+    assert train.any()
+    assert torch.equal(train, lost_by_client(fed, with_missing(fed, 0.6, rule=rule)))
+
+
+@pytest.mark.parametrize("level", ["client", "sample"])
+@pytest.mark.parametrize("rule", ["subset", "independent"])
+def test_same_seed_same_draw(make_federation, level, rule):
+    def mask(seed, *others):
+        fed = merge([make_federation(clients=30), *others])
+        return with_missing(fed, 0.5, level, seed, rule).tasks[0].present
+
+    other = make_federation(name="other")
+    assert torch.equal(mask(0), mask(0))
+    assert torch.equal(mask(0), mask(0, other))
+    assert not torch.equal(mask(0), mask(1))
+
+
+def test_tasks_draw_independently(make_federation):
+    fed = merge([make_federation(name=name, clients=60, rows=2000) for name in ("a", "b")])
+    a, b = with_missing(fed, 0.5).tasks
+    assert not torch.equal(a.present, b.present)
+
+
+@pytest.mark.parametrize("level", ["client", "sample"])
+@pytest.mark.parametrize("rule", ["subset", "independent"])
+def test_a_larger_rate_only_adds(make_federation, level, rule):
+    fed = make_federation(rows=1500, clients=50, modalities=3)
+    masks = [with_missing(fed, q, level, 0, rule).tasks[0].present for q in (0.0, 0.2, 0.6, 1.0)]
+    assert masks[0].all()
+    for fuller, thinner in itertools.pairwise(masks):
+        assert (thinner <= fuller).all()
+        assert not torch.equal(thinner, fuller)
+
+
+def test_subset_rule_frequencies():
+    # 4000 clients with three modalities: incomplete with probability 0.8, then one of 6 subsets.
+    count = 4000
+    who = np.repeat(np.arange(count), 2)
+    x = np.ones((2 * count, 1))
+    fed = from_arrays({"a": x, "b": x, "c": x}, who * 0, who, np.full(2 * count, "train"))
+    lost = lost_by_client(fed, with_missing(fed, 0.8, seed=5))
+    code = (lost * torch.tensor([1, 2, 4])).sum(dim=1)
+    counts = torch.bincount(code, minlength=8)
+    assert counts[7] == 0
+    assert abs(counts[0] / count - 0.2) < 4 * np.sqrt(0.16 / count)
+    expected = 0.8 / 6
+    tolerance = 4 * np.sqrt(expected * (1 - expected) / count)
+    assert ((counts[1:7] / count - expected).abs() < tolerance).all()
+
+
+def test_subset_rule_takes_one_of_two():
+    count = 2000
+    x = np.ones((count, 1))
+    fed = from_arrays({"a": x, "b": x}, np.zeros(count, int), np.arange(count), np.full(count, "train"))
+    present = with_missing(fed, 1.0).tasks[0].present
+    assert (present.sum(dim=1) == 1).all()
+    assert abs(float(present[:, 0].float().mean()) - 0.5) < 4 * 0.5 / np.sqrt(count)
+
+
+def test_independent_rule_frequencies():
+    count, q = 10000, 0.8
+    x = np.ones((count, 1))
+    fed = from_arrays({"a": x, "b": x}, np.zeros(count, int), np.arange(count), np.full(count, "train"))
+    present = with_missing(fed, q, rule="independent").tasks[0].present
+    shares = torch.bincount(present.sum(dim=1), minlength=3) / count
+    assert torch.allclose(shares, torch.tensor([q**2, 2 * q * (1 - q), (1 - q) ** 2]), atol=0.02)
+
+
+def test_sample_level_draws_per_row(make_federation):
+    fed = make_federation(rows=4000, clients=3)
+    task = with_missing(fed, 0.3, level="sample").tasks[0]
+    train = task.present[task.is_train]
+    incomplete = (train.sum(dim=1) < 2).float().mean()
+    assert (train.sum(dim=1) >= 1).all()
+    assert abs(float(incomplete) - 0.3) < 0.04
+    assert all(len(client.modalities) == 2 for client in with_missing(fed, 0.3, level="sample").clients)
+
+
+@pytest.mark.parametrize("level", ["client", "sample"])
+def test_uni_modal_tasks_lose_nothing_by_the_subset_rule(make_federation, level):
+    fed = make_federation(modalities=1)
+    assert with_missing(fed, 1.0, level=level).tasks[0].present.all()
+    task = with_missing(fed, 1.0, level=level, rule="independent").tasks[0]
+    assert not task.present[task.is_train].any()
+
+
+def test_only_held_modalities_are_drawn_from():
+    rows = 300
+    x = np.ones((rows, 1))
+    held = np.ones((rows, 3), dtype=bool)
+    held[:, 1] = False
+    fed = from_arrays(
+        {"a": x, "b": x, "c": x}, np.zeros(rows, int), np.arange(rows), np.full(rows, "train"), present=held
+    )
+    for level in ("client", "sample"):
+        present = with_missing(fed, 1.0, level=level).tasks[0].present
+        assert (present.sum(dim=1) == 1).all()
+        assert not present[:, 1].any()
+        assert present[:, 0].any()
+        assert present[:, 2].any()
+
+
+def test_client_modalities_follow_the_mask(make_federation):
+    thin = with_missing(make_federation(clients=20), 0.8)
+    kept = {client.modalities for client in thin.clients}
+    assert kept == {("m0",), ("m1",), ("m0", "m1")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rate": 1.5}, ValueError, r"rate must lie in \[0, 1\], got 1.5"),
+        ({"rate": float("nan")}, ValueError, "rate must lie in"),
+        ({"rate": "0.5"}, TypeError, "rate must be a number, got '0.5'"),
+        ({"level": "clients"}, ValueError, "unknown level 'clients'; did you mean 'client'"),
+        ({"rule": "bernoulli"}, ValueError, "unknown rule 'bernoulli'; valid: subset, independent"),
+        ({"parts": "train"}, TypeError, "parts must be a sequence .* got the string 'train'"),
+        ({"parts": ("train", "val")}, ValueError, "unknown part 'val'"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer"),
+    ],
+)
+def test_wrong_arguments_are_named(make_federation, arguments, error, message):
+    with pytest.raises(error, match=message):
+        with_missing(make_federation(rows=20), **{"rate": 0.5, **arguments})
