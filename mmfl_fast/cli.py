@@ -50,8 +50,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change one setting; repeatable. `rounds=5`, `seed=1`, `data.alpha=0.4`, `missing.rate=0.8`, or any "
-        "option of the engine or the algorithm by its bare name: `lambda=0.3`, `participation=0.5`.",
+        help="Change one setting; repeatable. `rounds=5`, `seed=1`, `data.alpha=0.4`, `missing.rate=0.8`, "
+        "or any option of the engine or the algorithm by its bare name: `lambda=0.3`, `participation=0.5`.",
     ),
 ]
 
@@ -73,15 +73,17 @@ def _out(given: Path | None, kind: str, resume: bool) -> Path:
 def run_command(
     experiment: Annotated[str, typer.Argument(help="A preset (see below) or a path ending in .yaml")],
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after a kill, to the same bits.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue after a kill, to the same bits.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: runs/<preset>/<time>; with --resume the newest.")
+        Path | None,
+        typer.Option(help="Run directory. Default: runs/<preset>/<time>; with --resume the newest."),
     ] = None,
 ) -> None:
     """Run one experiment and write its report.
 
     Examples:
-
       mmfl-fast run demo
 
       mmfl-fast run demo --set algorithm=fedavg --set rounds=10
@@ -115,7 +117,8 @@ def compare_command(
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted comparison.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder. Default: runs/compare-<preset>/<time>; with --resume the newest.")
+        Path | None,
+        typer.Option(help="Folder. Default: runs/compare-<preset>/<time>; with --resume the newest."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per core.")] = None,
 ) -> None:
@@ -124,7 +127,6 @@ def compare_command(
     Every method gets the same partition, start, batches and number of optimiser steps per seed.
 
     Example:
-
       mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
     """
     chosen = presets.load_experiment(preset, settings or [])
@@ -135,13 +137,19 @@ def compare_command(
     results = compare(chosen, methods, numbers, folder, jobs=jobs)
     print_table(accuracy_table(results))
     write_tables(results, folder)
-    Console().print(f"report: {write_comparison_report(folder, methods, numbers, command=_command())}", soft_wrap=True)
+    Console().print(
+        f"report: {write_comparison_report(folder, methods, numbers, command=_command())}", soft_wrap=True
+    )
 
 
 @app.command("report")
-def report_command(folder: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
-    """Write report.html for a run, also for one that is not finished."""
-    Console().print(f"report: {write_run_report(folder)}", soft_wrap=True)
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="A run directory or the folder of a comparison.")],
+) -> None:
+    """Write report.html, also for what is not finished."""
+    is_run = (folder / "config.yaml").exists()
+    written = write_run_report(folder) if is_run else write_comparison_report(folder)
+    Console().print(f"report: {written}", soft_wrap=True)
 
 
 @data_app.command("list")
@@ -208,7 +216,8 @@ def _cuda_facts() -> str:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What to type to get the same run again."""
+    return shlex.join(["mmfl-fast", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 #include "common/thread_pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -72,14 +73,29 @@ class Pool {
   std::uint64_t generation_ = 0;
 };
 
+// Runs function(data) on a team of threads; a symbol of every OpenMP runtime that GCC code links to.
+using OpenMpParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
+// The OpenMP runtime that the host process has loaded, torch's as a rule; null if there is none. Its workers
+// spin for milliseconds after each of torch's loops, and threads of our own would share their cores.
+OpenMpParallel host_openmp() {
+  static const auto parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return parallel;
+}
+
 // Never destroyed: workers may still wait on it while the process exits. A forked child has no workers,
-// so it starts with a new pool and leaves the old one as it was.
+// so it starts with a new pool, leaves the old one as it was, and stays away from OpenMP, which would wait
+// for its own lost workers.
 Pool* pool = nullptr;
+bool forked = false;
 
 Pool& current_pool() {
   static const bool registered = [] {
     pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] {
+      pool = new Pool;
+      forked = true;
+    });
     return true;
   }();
   (void)registered;
@@ -98,7 +114,12 @@ void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int6
     Pool& shared = current_pool();
     std::unique_lock<std::mutex> lock(shared.busy, std::try_to_lock);
     if (lock.owns_lock()) {
-      shared.run(job, helpers);
+      if (!forked && host_openmp() != nullptr) {
+        const auto work = [](void* shared_job) { static_cast<Job*>(shared_job)->work(); };
+        host_openmp()(work, &job, static_cast<unsigned>(helpers + 1), 0);
+      } else {
+        shared.run(job, helpers);
+      }
       return;
     }
   }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -64,5 +65,7 @@ class BackboneAlgorithm(Algorithm):
         features = {name: math.prod(values.shape[1:]) for name, values in task.inputs.items()}
         return {
             **nn.init_modality_input("phi", features, c.width, generator),
-            **nn.init_linear("psi", c.operator_rows if c.projection else c.width, task.num_classes, generator),
+            **nn.init_linear(
+                "psi", c.operator_rows if c.projection else c.width, task.num_classes, generator
+            ),
         }

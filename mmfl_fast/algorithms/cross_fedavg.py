@@ -21,5 +21,7 @@ class CrossFedAvg(FedAvg):
         groups = range(len(state.models))
         return replace(
             state,
-            models=state.models.replace({g: {**state.models[g], **means.get(g, {}), **shared} for g in groups}),
+            models=state.models.replace(
+                {g: {**state.models[g], **means.get(g, {}), **shared} for g in groups}
+            ),
         )

@@ -15,9 +15,11 @@ from mmfl_fast.federation import ClientState, ParameterTable, State, Uploads
 
 @dataclass(frozen=True)
 class FedAvgState(State):
-    """Attributes:
-    models: group number -> the group's whole model.
-    group: int64 ``[K]``, the group of each client.
+    """What the server keeps.
+
+    Attributes:
+        models: group number -> the group's whole model.
+        group: int64 ``[K]``, the group of each client.
     """
 
     models: ParameterTable

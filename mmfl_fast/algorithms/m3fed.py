@@ -109,7 +109,7 @@ class M3Fed(BackboneAlgorithm):
         return value
 
     def client_phases(self) -> list[Phase]:
-        """Per local epoch a personal pass (Eq. 3), then a global pass (Eq. 4) with ``T`` and ``psi`` fixed."""
+        """Per local epoch a personal pass (Eq. 3), then a global one (Eq. 4) with ``T`` and ``psi`` fixed."""
         c = self.config
         operators = ("T", "G") if c.projection else ()
         personal = Phase(
@@ -168,7 +168,9 @@ class M3Fed(BackboneAlgorithm):
         clusters[members] = labels
         return replace(
             state,
-            shared={n: torch.cat([torch.stack([m[n] for m in means]), t[kept]]) for n, t in state.shared.items()},
+            shared={
+                n: torch.cat([torch.stack([m[n] for m in means]), t[kept]]) for n, t in state.shared.items()
+            },
             slot=slot,
             clusters=clusters,
             affinity=_scatter(affinity, members, len(slot)),
@@ -222,7 +224,11 @@ def spectral_clusters(affinity: Tensor, clusters: int) -> Tensor:
     """
     count = len(affinity)
     off_diagonal = affinity[~torch.eye(count, dtype=torch.bool)]
-    if clusters == 1 or count < clusters or (len(off_diagonal) and bool((off_diagonal == off_diagonal[0]).all())):
+    if (
+        clusters == 1
+        or count < clusters
+        or (len(off_diagonal) and bool((off_diagonal == off_diagonal[0]).all()))
+    ):
         return torch.zeros(count, dtype=torch.int64)
     if count == clusters:
         return torch.arange(count)

@@ -15,7 +15,7 @@ class PlainTrainingConfig(BackboneConfig):
 
     schedule: Literal["alternating", "joint"] = Field(
         "alternating",
-        description="a local epoch: M3Fed's two passes, over phi, T, psi and then f; or two passes over all at eta_p",
+        description="a local epoch: M3Fed's passes over phi, T, psi and over f; or two over all at eta_p",
     )
 
 
@@ -30,7 +30,9 @@ class PlainTraining(BackboneAlgorithm):
         personal = ("phi", "T", "psi") if c.projection else ("phi", "psi")
         passes: list[Phase]
         if c.schedule == "joint":
-            passes = [Phase("joint", self.loss, (*personal, "f"), self.sgd(c.learning_rate), c.batch_size)] * 2
+            passes = [
+                Phase("joint", self.loss, (*personal, "f"), self.sgd(c.learning_rate), c.batch_size)
+            ] * 2
         else:
             passes = [
                 Phase("personal", self.loss, personal, self.sgd(c.learning_rate), c.batch_size),

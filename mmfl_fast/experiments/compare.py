@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mmfl_fast.experiments.presets import Experiment
 from mmfl_fast.experiments.run import run
@@ -63,7 +70,9 @@ def compare(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Workers must not inherit this process's threads, which fork would leave half alive.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
         futures = {
             pool.submit(run_cell, experiment, method, seed, cell_folder(out, method, seed)): (method, seed)
             for method, seed in cells

@@ -31,7 +31,9 @@ class Experiment(BaseModel):
     )
     dirichlet: dict[str, Any] | None = Field(None, description="options of mf.data.dirichlet")
     missing: dict[str, Any] | None = Field(None, description="options of mf.data.with_missing")
-    config: dict[str, Any] = Field(default_factory=dict, description="options of the engine and the algorithms")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="options of the engine and the algorithms"
+    )
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="options of one algorithm alone, by its name"
     )
@@ -90,11 +92,12 @@ def load_experiment(source: str, changes: Iterable[str] = ()) -> Experiment:
 
     Args:
         source: name of a preset, or path of a ``.yaml`` file.
-        changes: ``rounds=3``, ``data.alpha=0.4``, or a bare option of the engine or algorithm, ``lambda=0.3``.
-            Values are YAML.
+        changes: ``rounds=3``, ``data.alpha=0.4``, or a bare option of the engine or algorithm like
+            ``lambda=0.3``. Values are YAML.
 
     Raises:
-        ValueError: no such preset (with the nearest name), not YAML, an unknown key, a value that does not fit.
+        ValueError: no such preset (with the nearest name), not YAML, an unknown key, or a value that does
+            not fit.
         FileNotFoundError: the path does not exist.
     """
     content = _mapping(yaml_text(source), source)
@@ -112,7 +115,9 @@ def yaml_text(source: str) -> str:
     if source not in known:
         near = difflib.get_close_matches(source, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown preset {source!r}{hint} Known: {', '.join(known)}, or a path ending in .yaml")
+        raise ValueError(
+            f"unknown preset {source!r}{hint} Known: {', '.join(known)}, or a path ending in .yaml"
+        )
     return (resources.files("mmfl_fast") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
 
 
@@ -137,7 +142,9 @@ def _apply(content: dict[str, Any], change: str) -> None:
     top, _, rest = key.partition(".")
     if rest:
         if top not in ("data", "dirichlet", "missing", "config", "methods"):
-            raise ValueError(f"--set {key}: sections are data, dirichlet, missing, config and methods; got {top!r}")
+            raise ValueError(
+                f"--set {key}: sections are data, dirichlet, missing, config and methods; got {top!r}"
+            )
     elif top in option_names(Experiment):
         content[top] = value
         return

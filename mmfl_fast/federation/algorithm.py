@@ -174,17 +174,19 @@ class Algorithm:
 
     def broadcast(self, state: Any, client: Client) -> ClientState:
         """What a client starts the round from: the shared parameters and its own."""
-        own = state.personal[client.index] if client.index in state.personal else {}
-        return {**state.shared, **own}
+        return {**state.shared, **state.personal.get(client.index)}
 
     def client_phases(self) -> list[Phase]:
         """Passes of one round; the default trains everything on ``loss`` for ``local_epochs``."""
         c = self.config
-        phase = Phase("local", self.loss, ("*",), Sgd(c.learning_rate, c.momentum, c.weight_decay), c.batch_size)
+        phase = Phase(
+            "local", self.loss, ("*",), Sgd(c.learning_rate, c.momentum, c.weight_decay), c.batch_size
+        )
         return [phase] * c.local_epochs
 
     def upload(self, params: ClientState, client: Client) -> dict[str, Tensor]:
         """What leaves the client: by default all that is not personal."""
+        del client
         return {name: tensor for name, tensor in params.items() if part_of(name) not in self.personal}
 
     def aggregate(self, state: Any, uploads: Uploads, weights: Tensor) -> Any:
@@ -199,4 +201,5 @@ class Algorithm:
 
     def metrics(self, state: Any) -> dict[str, Any]:
         """Plain numbers and lists of the algorithm's own for ``metrics.jsonl``."""
+        del state
         return {}

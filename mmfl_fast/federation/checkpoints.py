@@ -83,7 +83,9 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         # Views of a stack share storage, which safetensors refuses: each tensor is copied on its own.
-        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_tensors(state).items()}
+        own = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_tensors(state).items()
+        }
         save_file(own, partial / "state.safetensors")
         (partial / "meta.json").write_text(json.dumps({"rounds_done": rounds_done, **meta}, indent=1))
         for path in [*partial.iterdir(), partial]:

@@ -21,8 +21,12 @@ class EngineConfig(BaseModel):
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last always has one")
     checkpoint_every: int = Field(10, ge=1, description="rounds between checkpoints; the last always has one")
     device: str = Field("auto", description="auto, cpu or cuda[:index]")
-    chunk: int | None = Field(None, ge=1, description="clients per stack; default: one on a CPU, fitted on a GPU")
-    memory_gib: float | None = Field(None, gt=0, description="budget per stack on a GPU; default: half of what is free")
+    chunk: int | None = Field(
+        None, ge=1, description="clients per stack; default: one on a CPU, fitted on a GPU"
+    )
+    memory_gib: float | None = Field(
+        None, gt=0, description="budget per stack on a GPU; default: half of what is free"
+    )
 
 
 def option_names(model: type[BaseModel]) -> list[str]:
@@ -67,7 +71,5 @@ def validated(model: type[Model], options: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()
-        ]
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()]
         raise ValueError("; ".join(problems)) from None

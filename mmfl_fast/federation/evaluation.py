@@ -52,9 +52,7 @@ def predictions(algorithm: Algorithm, params: ClientState, client: Client) -> Te
     return torch.cat(classes)
 
 
-def evaluate(
-    federation: Federation, predict: Callable[[Sequence[Client]], Sequence[Tensor]]
-) -> Evaluation:
+def evaluate(federation: Federation, predict: Callable[[Sequence[Client]], Sequence[Tensor]]) -> Evaluation:
     """Score every client that has test rows.
 
     Args:

@@ -141,7 +141,9 @@ def _train_stack(
                 Context({n: t[:k] for n, t in start.items()}, round_index),
             )
             phase.optimiser.step(
-                list(moving.values()), [gradients[n] for n in names], [[s[:k] for s in slot] for slot in slots]
+                list(moving.values()),
+                [gradients[n] for n in names],
+                [[s[:k] for s in slot] for slot in slots],
             )
             total[:k] += loss.detach()
         if phase.after is not None:

@@ -34,13 +34,14 @@ class ParameterTable:
     def __len__(self) -> int:
         return len(self._place)
 
-    def __contains__(self, row: int) -> bool:
-        return row in self._place
-
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         """Named tensors of one row, as views; do not write to them."""
         stack, position = self._place[row]
         return {name: tensor[position] for name, tensor in self._stacks[stack].items()}
+
+    def get(self, row: int) -> dict[str, Tensor]:
+        """The same, or nothing for a row that the table does not have."""
+        return self[row] if row in self._place else {}
 
     def replace(self, rows: Mapping[int, Mapping[str, Tensor]]) -> ParameterTable:
         """Return a table with some rows replaced by values of the same signature; this one stays as it is.
@@ -56,9 +57,7 @@ class ParameterTable:
         for row, parameters in rows.items():
             stack, position = self._place[row]
             if signature(parameters) != signature(self[row]):
-                raise ValueError(
-                    f"row {row}: expected {signature(self[row])}, got {signature(parameters)}"
-                )
+                raise ValueError(f"row {row}: expected {signature(self[row])}, got {signature(parameters)}")
             if stack not in touched:
                 table._stacks[stack] = {name: t.clone() for name, t in self._stacks[stack].items()}
                 touched.add(stack)

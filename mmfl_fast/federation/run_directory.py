@@ -14,8 +14,8 @@ from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import State
 from mmfl_fast.federation.checkpoints import AnyState, read_checkpoint, write_checkpoint
 
-# A run may be continued for longer; everything else fixes its numbers.
-_MAY_CHANGE = {"rounds"}
+# A run may be continued for longer and by another command line; everything else fixes its numbers.
+_MAY_CHANGE = {"rounds", "command"}
 
 
 class RunDirectoryError(RuntimeError):
@@ -102,11 +102,11 @@ class RunDirectory:
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either whole or as it was before."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file that is either whole or as it was before; text is UTF-8."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

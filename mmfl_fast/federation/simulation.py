@@ -82,7 +82,8 @@ def simulate(
     engine = engine or EngineConfig()
     run = _Run(federation, algorithm, seed, engine)
     directory = None
-    state, done, lines = run.initial_state, 0, list[dict[str, Any]]()
+    state, done = run.initial_state, 0
+    lines: list[dict[str, Any]] = []
     if out is not None:
         config = {**(described or {}), "rounds": rounds, "seed": seed, "data_digest": digest(federation)}
         directory = RunDirectory(out, config, resume)

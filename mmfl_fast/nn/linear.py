@@ -30,9 +30,7 @@ def linear(params: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
 
-def init_mlp(
-    name: str, width: int, layers: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+def init_mlp(name: str, width: int, layers: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Layers ``name.0`` to ``name.<layers-1>``, each ``width`` to ``width``, for :func:`mlp`."""
     params: dict[str, Tensor] = {}
     for i in range(layers):

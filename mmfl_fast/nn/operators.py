@@ -18,7 +18,7 @@ def orthonormal_rows(rows: int, columns: int, generator: torch.Generator) -> Ten
 
 
 def retract_rows(operator: Tensor) -> Tensor:
-    """Orthonormalise the rows of ``[..., m, n]`` by QR, with the signs that leave orthonormal rows as they are."""
+    """Orthonormalise the rows of ``[..., m, n]`` by QR; orthonormal rows stay as they are."""
     q, r = torch.linalg.qr(operator.mT)
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(operator.dtype)
     retracted: Tensor = (q * signs.unsqueeze(-2)).mT

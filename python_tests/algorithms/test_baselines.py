@@ -78,7 +78,9 @@ def test_groups_that_were_not_drawn_keep_their_model(mixed_federation):
     assert len(moved) == 1
 
 
-BASELINES = [(method, schedule) for method in mf.algorithms.names()[:3] for schedule in ("alternating", "joint")]
+BASELINES = [
+    (method, schedule) for method in mf.algorithms.names()[:3] for schedule in ("alternating", "joint")
+]
 
 
 @pytest.mark.parametrize(("method", "schedule"), [*BASELINES, ("m3fed", None)])
@@ -91,7 +93,10 @@ def test_all_methods_work_equally_much(mixed_federation, method, schedule):
 
 @pytest.mark.parametrize("method", mf.algorithms.names())
 def test_every_method_beats_chance(mixed_federation, method):
-    assert mf.run(mixed_federation, method, rounds=10, config={**SMALL, "local_epochs": 2}).final["accuracy"] > 0.75
+    assert (
+        mf.run(mixed_federation, method, rounds=10, config={**SMALL, "local_epochs": 2}).final["accuracy"]
+        > 0.75
+    )
 
 
 def test_a_joint_pass_moves_everything(mixed_federation):

@@ -11,7 +11,9 @@ def test_options_find_their_owner():
 
 
 def test_unknown_options_name_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown config key 'particpation'; did you mean 'participation'\?"):
+    with pytest.raises(
+        ValueError, match=r"unknown config key 'particpation'; did you mean 'participation'\?"
+    ):
         split_options({"particpation": 0.5}, EngineConfig, M3FedConfig)
 
 

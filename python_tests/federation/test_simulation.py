@@ -136,7 +136,9 @@ def test_an_empty_client_is_left_out_and_its_state_kept(federation_with_an_empty
     federation = federation_with_an_empty_client
     result = mf.run(federation, method, rounds=2, config=SMALL)
     assert result.history[-1]["clients"] == len(federation.clients) - 1
-    assert torch.isfinite(result.final["per_client"][[len(c.test_rows) > 0 for c in federation.clients]]).all()
+    assert torch.isfinite(
+        result.final["per_client"][[len(c.test_rows) > 0 for c in federation.clients]]
+    ).all()
 
 
 def test_divergence_names_client_and_round(toy_federation):
@@ -146,7 +148,9 @@ def test_divergence_names_client_and_round(toy_federation):
 
 def test_nobody_to_train_is_an_error():
     task = data.from_arrays({"x": np.eye(4)}, [0, 1, 0, 1], [0, 0, 1, 1]).tasks[0]
-    federation = data.Federation("idle", (dataclasses.replace(task, is_train=torch.zeros(4, dtype=torch.bool)),))
+    federation = data.Federation(
+        "idle", (dataclasses.replace(task, is_train=torch.zeros(4, dtype=torch.bool)),)
+    )
     with pytest.raises(ValueError, match="no client has a training row"):
         mf.run(federation, "fedavg", rounds=1, config=SMALL)
 

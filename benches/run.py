@@ -1,0 +1,93 @@
+"""``python benches/run.py ops [--json FILE] [--only TEXT] [--threads N]``: the table of the public ops.
+
+Every line is checked against float64 first; a line that fails prints no time and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmfl_fast import _C
+
+sys.path.insert(0, str(Path(__file__).parent))
+import registry
+
+SUITES = {"ops": ["gram", "mix", "cross_gram_sq", "prototype_loss"]}
+
+
+def run_case(bench: registry.Case, seconds: float) -> dict[str, Any]:
+    """Check one case, then time it."""
+    error = registry.error_of(bench)
+    line: dict[str, Any] = {"case": bench.name, "error": error, "tolerance": bench.tolerance}
+    if error > bench.tolerance:
+        return line
+    timings = registry.alternate({"ours": bench.ours, **bench.baselines}, seconds)
+    ours = timings.pop("ours")
+    line["ours"] = asdict(ours)
+    line["baselines"] = {
+        name: {**asdict(timing), "ratio": ours.p50 / timing.p50} for name, timing in timings.items()
+    }
+    return line
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "simd": _C.simd_level(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def table_of(lines: list[dict[str, Any]]) -> Table:
+    """Times in milliseconds; a ratio below 1 means that ours is faster."""
+    table = Table(title=" ".join(f"{key} {value}" for key, value in machine().items()))
+    for column in ("case", "error", "p20", "p50", "p80 [ms]", "ours / baseline (p50)"):
+        table.add_column(column, justify="left" if column in ("case", "ours / baseline (p50)") else "right")
+    for line in lines:
+        if "ours" not in line:
+            table.add_row(line["case"], f"{line['error']:.1e}", "", "", "", "WRONG RESULT, not timed")
+            continue
+        ratios = ", ".join(f"{name} {values['ratio']:.2f}" for name, values in line["baselines"].items())
+        times = [f"{line['ours'][quantile]:.3g}" for quantile in ("p20", "p50", "p80")]
+        table.add_row(line["case"], f"{line['error']:.1e}", *times, ratios)
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--only", default="", help="cases whose name contains this text")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each case")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for module in SUITES[arguments.suite]:
+        importlib.import_module(module)
+    lines = []
+    for build in registry.builders():
+        bench = build()
+        if arguments.only in bench.name:
+            lines.append(run_case(bench, arguments.seconds))
+    Console(width=None if sys.stdout.isatty() else 150).print(table_of(lines))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), "cases": lines}, indent=2) + "\n")
+    return 0 if all("ours" in line for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

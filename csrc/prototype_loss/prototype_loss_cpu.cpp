@@ -1,0 +1,59 @@
+#include "prototype_loss/prototype_loss.h"
+
+namespace mmfl {
+namespace {
+
+Status check(const PrototypeLossArgs& args) {
+  if (args.clients < 0 || args.rows < 0 || args.dims < 0 || args.classes < 1 || args.groups < 0 || args.masks < 0)
+    return Status::kBadShape;
+  if (args.clients > 0 && (args.groups == 0 || args.clients % args.groups != 0)) return Status::kBadShape;
+  if (args.masks > 0 && args.clients % args.masks != 0) return Status::kBadShape;
+  if (!(args.temperature > 0)) return Status::kBadShape;
+  if (!is_known(args.features.dtype) || !is_known(args.prototypes.dtype)) return Status::kBadDtype;
+  const std::int64_t count = args.clients * args.rows;
+  if (count > 0 && args.labels == nullptr) return Status::kNullPointer;
+  if (count * args.dims > 0 && args.features.data == nullptr) return Status::kNullPointer;
+  if (args.groups * args.dims > 0 && args.prototypes.data == nullptr) return Status::kNullPointer;
+  if (args.masks > 0 && args.class_mask == nullptr) return Status::kNullPointer;
+  return Status::kOk;
+}
+
+std::int64_t first_bad_label(const PrototypeLossArgs& args) {
+  for (std::int64_t b = 0; b < args.clients; ++b) {
+    const std::int64_t* labels = args.labels + b * args.label_strides[0];
+    for (std::int64_t n = 0; n < args.rows; ++n) {
+      const std::int64_t label = labels[n * args.label_strides[1]];
+      if (label != kIgnoredLabel && (label < 0 || label >= args.classes)) return b * args.rows + n;
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_sum,
+                          std::int64_t* bad_label) {
+  *bad_label = -1;
+  const Status status = check(args);
+  if (status != Status::kOk) return status;
+  if (args.clients * args.rows == 0) return Status::kOk;
+  if (loss == nullptr || log_sum == nullptr) return Status::kNullPointer;
+  *bad_label = first_bad_label(args);
+  if (*bad_label >= 0) return Status::kOk;
+  return MMFL_DISPATCH_SIMD(prototype_loss, args, loss, log_sum);
+}
+
+Status prototype_loss_backward_cpu(const PrototypeLossArgs& args, const PrototypeLossGradients& gradients) {
+  const Status status = check(args);
+  if (status != Status::kOk) return status;
+  if (first_bad_label(args) >= 0) return Status::kBadShape;
+  const std::int64_t count = args.clients * args.rows;
+  if (count > 0 && (gradients.loss_gradient.data == nullptr || gradients.loss == nullptr ||
+                    gradients.log_sum == nullptr))
+    return Status::kNullPointer;
+  if (count * args.dims > 0 && gradients.feature_gradient == nullptr) return Status::kNullPointer;
+  if (args.groups * args.dims > 0 && gradients.prototype_gradient == nullptr) return Status::kNullPointer;
+  return MMFL_DISPATCH_SIMD(prototype_loss_backward, args, gradients);
+}
+
+}  // namespace mmfl

@@ -1,0 +1,154 @@
+"""What a run directory says, read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+# What an algorithm's state may hold about the clients; pictured where it is there.
+_PICTURED = ("affinity", "clusters", "consensus")
+COUNTED = ("bytes_up", "bytes_down", "optimiser_steps", "samples_seen")
+
+
+class ReportError(ValueError):
+    """A file of a run directory is missing or damaged; the message names it."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run directory says.
+
+    Attributes:
+        path: the run directory.
+        config: ``config.yaml``.
+        clients: ``clients.json``: name, dataset, modalities, train and test rows of each of the K clients.
+        history: lines of ``metrics.jsonl``.
+        result: ``result.json``; None before the last of the rounds asked for.
+        state: ``affinity`` [K, K], ``clusters`` [K], ``consensus`` [K, K] of the newest checkpoint, where the
+            algorithm has them.
+        state_round: the round after which that checkpoint was written; None without one.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    clients: list[dict[str, Any]]
+    history: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    state: dict[str, NDArray[Any]]
+    state_round: int | None
+
+    @property
+    def progress(self) -> str:
+        """``"N of M rounds"``."""
+        return f"{len(self.history)} of {self.config['rounds']} rounds"
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """The result, else the newest evaluation with its ``round``, else None."""
+        return self.result or next((line for line in reversed(self.history) if "accuracy" in line), None)
+
+    @property
+    def names(self) -> list[str]:
+        """Client names."""
+        return [c["name"] for c in self.clients]
+
+    @property
+    def datasets(self) -> list[str]:
+        """Data set of each client."""
+        return [c["dataset"] for c in self.clients]
+
+    @property
+    def groups(self) -> list[str]:
+        """Data set and modalities of each client, as one label."""
+        return [f"{c['dataset']} ({' + '.join(c['modalities']) or 'no modality'})" for c in self.clients]
+
+
+def read_run(run_dir: Path) -> RecordedRun:
+    """Read a run directory, finished or not.
+
+    Raises:
+        ReportError: a file is missing or damaged; names it.
+    """
+    config_file, metrics_file = run_dir / "config.yaml", run_dir / "metrics.jsonl"
+    clients_file, result_file = run_dir / "clients.json", run_dir / "result.json"
+    config = _with_keys(_yaml(config_file), ("algorithm", "rounds", "seed"), config_file)
+    history = [
+        _with_keys(_json(line, where), ("round", "train_loss", "seconds", *COUNTED), where)
+        for where, line in _lines(metrics_file)
+    ]
+    clients = [
+        _with_keys(client, ("name", "dataset", "modalities", "train", "test"), clients_file)
+        for client in _json(_text(clients_file), clients_file)
+    ]
+    result = None
+    if result_file.exists():
+        keys = ("accuracy", "macro_f1", "per_dataset", "per_client", "rounds")
+        result = _with_keys(_json(_text(result_file), result_file), keys, result_file)
+        if len(result["per_client"]) != len(clients):
+            got = len(result["per_client"])
+            raise ReportError(f"{result_file} is damaged: {got} scores for {len(clients)} clients")
+    # A run that was asked for more rounds later still has the result of the fewer ones.
+    if result is not None and result["rounds"] != config["rounds"]:
+        result = None
+    state, state_round = _newest_state(run_dir / "checkpoints")
+    return RecordedRun(run_dir, config, clients, history, result, state, state_round)
+
+
+def _newest_state(folder: Path) -> tuple[dict[str, NDArray[Any]], int | None]:
+    checkpoints = sorted(folder.glob("round-*")) if folder.is_dir() else []
+    if not checkpoints:
+        return {}, None
+    file = checkpoints[-1] / "state.safetensors"
+    if not file.exists():
+        raise ReportError(f"{file} is missing")
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            state = {name: tensors.get_tensor(name) for name in _PICTURED if name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ReportError(f"{file} is damaged: {error}") from error
+    return state, int(checkpoints[-1].name.removeprefix("round-"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ReportError(f"{path} is missing: a run directory has one") from None
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path} is damaged: {error}") from error
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """Whole lines with their place; a kill may leave half a line at the end, which does not count."""
+    whole = _text(path).split("\n")[:-1]
+    return [(f"{path}, line {number},", line) for number, line in enumerate(whole, start=1)]
+
+
+def _json(text: str, where: Path | str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{where} is damaged: {error}") from error
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise ReportError(f"{path} is damaged: {error}") from error
+
+
+def _with_keys(content: Any, keys: Sequence[str], where: Path | str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ReportError(f"{where} is damaged: expected keys and values; got {type(content).__name__}")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ReportError(f"{where} is damaged: it has no {', '.join(missing)}")
+    return content

@@ -1,0 +1,100 @@
+"""Which implementation of a primitive runs: the one place where that is decided."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+try:
+    from mmfl_fast import _C
+
+    _import_error = ""
+except ImportError as error:  # pragma: no cover - only in a source tree that was never built
+    _C = None  # type: ignore[assignment]
+    _import_error = str(error)
+
+NAMES = ("auto", "reference", "native", "triton")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend runs here.
+
+    Attributes:
+        devices: device types it serves, empty if none.
+        reason: why it serves no more than that, in words for a person.
+    """
+
+    devices: tuple[str, ...]
+    reason: str
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Tell what this machine has, and why not the rest.
+
+    Returns:
+        ``"reference"``, ``"native"`` and ``"triton"``, each with the device types it serves.
+    """
+    if _C is None:
+        native = BackendStatus((), f"the extension is not built ({_import_error}); run `pip install .`")
+    else:
+        native = BackendStatus(("cpu",), f"{_C.simd_level()} kernels; no CUDA kernels in this version")
+    return {
+        "reference": BackendStatus(("cpu", "cuda"), "plain torch expressions"),
+        "native": native,
+        "triton": BackendStatus((), "no Triton kernels in this version"),
+    }
+
+
+def _validated(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, NAMES))}; got {name!r}")
+    return name
+
+
+_requested = _validated(os.environ.get("MMFL_BACKEND", "auto"), "MMFL_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on one backend.
+
+    The choice is process-wide, so that worker threads see it. Its environment form is ``MMFL_BACKEND``.
+
+    Args:
+        name: ``"reference"`` (plain torch), ``"native"`` (C++), ``"triton"``, or ``"auto"``.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the backend serves no device on this machine; the message says why.
+    """
+    global _requested
+    _validated(name, "name")
+    if name != "auto" and not backends()[name].devices:
+        raise RuntimeError(f"backend {name!r} does not run here: {backends()[name].reason}")
+    previous, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def uses_reference(device: torch.device) -> bool:
+    """Whether tensors on ``device`` go to the plain torch expression; the other answer is the registered op.
+
+    Raises:
+        RuntimeError: a backend was asked for that does not serve this device.
+    """
+    if _requested == "reference":
+        return True
+    native = _C is not None and device.type in ("cpu", "meta")
+    if _requested == "auto":
+        return not native
+    if not native:
+        status = backends()[_requested]
+        raise RuntimeError(f"backend {_requested!r} does not serve {device.type} tensors: {status.reason}")
+    return False

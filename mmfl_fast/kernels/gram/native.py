@@ -1,0 +1,38 @@
+"""``gram`` on the CPU, by the C++ kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmfl_fast import _C
+from mmfl_fast.kernels import rows
+
+
+def gram(
+    blocks: Sequence[Tensor],
+    segments: int,
+    stacked: bool,
+    origin: Sequence[Tensor],
+    mean_origin: bool,
+    centre_rows: bool,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`mmfl_fast.kernels.gram.gram`."""
+    count = rows.row_count(blocks, segments, stacked)
+    products = torch.empty(count, count, dtype=torch.float64)
+    row_mean = torch.empty(count, dtype=torch.float64)
+    block_table, _kept_blocks = rows.block_table(blocks, stacked)
+    origin_table, _kept_origin = rows.block_table(origin, stacked=False)
+    _C.gram(
+        block_table,
+        rows.widths(blocks, segments, stacked),
+        origin_table,
+        mean_origin,
+        centre_rows,
+        products.data_ptr(),
+        row_mean.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return products, row_mean

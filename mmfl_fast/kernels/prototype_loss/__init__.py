@@ -1,0 +1,47 @@
+"""InfoNCE of features against class prototypes, without a matrix of logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmfl_fast.kernels.backend import uses_reference
+from mmfl_fast.kernels.prototype_loss import op, reference
+
+
+def prototype_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    class_mask: Tensor | None,
+    temperature: float,
+    normalise: bool,
+) -> Tensor:
+    """``log sum_c exp z_c - z_label`` per row, with ``z_c = <f, p_c> / temperature``.
+
+    A row with label -100 is ignored, and so is one whose class the mask leaves out: its loss is 0 and it
+    has no gradient. A row with a zero upstream gradient contributes nothing either, be it NaN.
+
+    The native forward holds the logits of 64 rows and 256 classes per thread, the backward those of at most
+    256 rows; both hold the prototypes once more in a packed form. Logits are added in float32 (float64 if
+    either tensor is float64) over at most 256 terms, gradients of prototypes in float64 across rows.
+
+    Args:
+        features: [B, N, D].
+        labels: [B, N] int64.
+        prototypes: [G, C, D], G = 1 (shared) or G = B.
+        class_mask: [M, C] bool, M = 1 or M = B, which classes take part; None: all.
+        temperature: positive.
+        normalise: scale features and prototypes to unit length. One no longer than 1e-12 counts as zero:
+            its cosine is 0 and it has no gradient.
+
+    Returns:
+        [B, N] in float32, or float64 if either tensor is float64. Differentiable once in the native form,
+        any number of times in the reference.
+
+    Raises:
+        ValueError: a label outside [0, C) that is not -100.
+    """
+    if uses_reference(features.device):
+        return reference.prototype_loss(features, labels, prototypes, class_mask, temperature, normalise)
+    loss: Tensor = op.prototype_loss(features, labels, prototypes, class_mask, temperature, normalise)[0]
+    return loss

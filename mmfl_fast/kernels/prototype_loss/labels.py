@@ -1,0 +1,38 @@
+"""What a label may be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A row with this label takes no part.
+IGNORED = -100
+
+
+def refuse(labels: Tensor, classes: int, position: int) -> None:
+    """Raise the error for the label at a flat position.
+
+    Raises:
+        ValueError: always.
+    """
+    rows = labels.shape[-1]
+    place = f"row {position % rows}"
+    if labels.numel() > rows:
+        place += f" of client {position // rows}"
+    value = int(labels.reshape(-1)[position])
+    raise ValueError(f"labels must lie in [0, {classes}) or be {IGNORED}; got {value} at {place}")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels outside [0, classes) that are not ignored.
+
+    Labels without values to look at (under ``torch.compile`` or a ``torch.func`` transform) pass.
+
+    Raises:
+        ValueError: names the value and its row.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    outside = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
+    if bool(outside.any()):
+        refuse(labels, classes, int(outside.reshape(-1).to(torch.uint8).argmax()))

@@ -1,0 +1,170 @@
+"""Class prototypes and the contrastive loss against them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.kernels.prototype_loss import prototype_loss
+from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
+from mmfl_fast.ops.tensors import as_floating, as_labels, as_tensor, check_same_device, describe
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean feature of every class: the local prototypes of MFCPL (papers.md 4.3) and FedProto.
+
+    Sums are float64 and deterministic. A non-finite feature stays in its own class.
+
+    Args:
+        features: [N, D].
+        labels: [N] integers in [0, num_classes), or -100 for a row that takes no part.
+        num_classes: C.
+
+    Returns:
+        Prototypes [C, D] in the dtype of ``features``, zero for a class without rows, differentiable; and
+        counts [C] int64.
+
+    Raises:
+        TypeError: wrong dtype, or ``num_classes`` is not an integer.
+        ValueError: wrong shapes, ``num_classes`` < 1, or a label out of range (the message names it). Under
+            ``torch.compile`` and ``torch.func`` labels are not looked at.
+    """
+    features, labels = as_floating(features, "features"), as_labels(labels, "labels")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"num_classes must be an integer; got {describe(num_classes)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
+    if features.dim() != 2:
+        raise ValueError(f"features must be [N, D]; got {describe(features)}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"labels must be [{features.shape[0]}] like the features; got {describe(labels)}")
+    check_same_device(features=features, labels=labels)
+    check_labels(labels, num_classes)
+
+    # One class more, dropped at the end, takes the rows that are ignored.
+    index = torch.where(labels == IGNORED, num_classes, labels)
+    counts = labels.new_zeros(num_classes + 1).index_add(0, index, torch.ones_like(index))[:-1]
+    sums = _sums_by_class(features.double(), index, num_classes + 1)[:-1]
+    prototypes = sums / counts.clamp(min=1)[:, None]
+    return prototypes.to(features.dtype), counts
+
+
+def _sums_by_class(rows: Tensor, index: Tensor, classes: int) -> Tensor:
+    if rows.device.type == "cpu":
+        return rows.new_zeros(classes, rows.shape[1]).index_add(0, index, rows)
+    # index_add on a GPU adds in any order; a product does not.
+    member = (index == torch.arange(classes, device=index.device)[:, None]).to(rows.dtype)
+    finite = torch.isfinite(rows)
+    sums = member @ torch.where(finite, rows, 0.0)
+    spoilt = member @ (~finite).to(rows.dtype)
+    return torch.where(spoilt > 0, torch.nan, sums)
+
+
+def prototype_contrastive_loss(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float = 0.1,
+    class_mask: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """InfoNCE of features against class prototypes: CMPC of MFCPL (papers.md 4.3).
+
+    ``-log(exp(s_y / temperature) / sum_c exp(s_c / temperature))`` with ``s_c`` the cosine of a feature and
+    prototype c (their inner product without ``normalize``). The N x C logits are never stored.
+
+    A row is ignored when its label is -100 or a class that ``class_mask`` leaves out: its loss is 0, it has
+    no gradient and it is not in the mean. A vector no longer than 1e-12 has cosine 0 to everything and no
+    gradient. A NaN in a feature stays in the loss of its row.
+
+    Args:
+        features: [N, D], or [B, N, D] for B clients in one launch; any strides.
+        labels: [N] or [B, N] integers in [0, C), or -100.
+        prototypes: [C, D] shared by all clients, or [B, C, D].
+        temperature: positive and finite.
+        class_mask: [C] or [B, C] bool, the classes in the denominator; None takes all.
+        normalize: scale features and prototypes to unit length.
+        reduction: ``"mean"`` over all rows that are not ignored (0 if there is none), ``"sum"``, or
+            ``"none"``. For a value per client, call it under ``torch.func.vmap``; that is one launch, too.
+
+    Returns:
+        A scalar; for ``"none"`` the loss per row, [N] or [B, N]. float64 if features or prototypes are, else
+        float32: the loss of half-precision features is not rounded to half. Differentiable in features
+        and prototypes, whose gradients have their own dtypes; a second derivative needs
+        ``use_backend("reference")``.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: wrong shapes, devices that differ, temperature or reduction out of range, or a label
+            outside [0, C) that is not -100; the message names the value and its row.
+    """
+    features, labels = as_floating(features, "features"), as_labels(labels, "labels")
+    prototypes = as_floating(prototypes, "prototypes")
+    mask = None if class_mask is None else as_tensor(class_mask, "class_mask")
+    _check_loss_options(temperature, reduction)
+    _check_loss_shapes(features, labels, prototypes, mask)
+
+    one_client = features.dim() == 2
+    client_labels = labels[None] if one_client else labels
+    client_mask = mask[None] if mask is not None and mask.dim() == 1 else mask
+    losses = prototype_loss(
+        features[None] if one_client else features,
+        client_labels,
+        prototypes[None] if prototypes.dim() == 2 else prototypes,
+        client_mask,
+        float(temperature),
+        bool(normalize),
+    )
+    if reduction == "none":
+        return losses[0] if one_client else losses
+    total = losses.sum()
+    if reduction == "sum":
+        return total
+    counted = client_labels != IGNORED
+    if client_mask is not None:
+        taken = client_mask.expand(client_labels.shape[0], -1)
+        counted = counted & taken.gather(1, torch.where(counted, client_labels, 0))
+    return total / counted.sum().clamp(min=1)
+
+
+def _check_loss_options(temperature: Any, reduction: str) -> None:
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature must be a number; got {describe(temperature)}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite; got {temperature}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}; got {reduction!r}")
+
+
+def _check_loss_shapes(features: Tensor, labels: Tensor, prototypes: Tensor, mask: Tensor | None) -> None:
+    if features.dim() not in (2, 3) or features.shape[-1] == 0:
+        raise ValueError(f"features must be [N, D] or [B, N, D] with D > 0; got {describe(features)}")
+    if labels.shape != features.shape[:-1]:
+        raise ValueError(
+            f"labels must be {list(features.shape[:-1])} like the features; got {describe(labels)}"
+        )
+    clients = features.shape[:-2]
+    if (
+        prototypes.dim() not in (2, features.dim())
+        or prototypes.shape[-1] != features.shape[-1]
+        or prototypes.shape[-2] == 0
+        or prototypes.shape[:-2] not in ((), clients)
+    ):
+        raise ValueError(
+            f"prototypes must be [C, D], or [B, C, D] beside features [B, N, D], with C > 0; got "
+            f"{describe(prototypes)} beside {describe(features)}"
+        )
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"class_mask must be bool; got {describe(mask)}")
+        if mask.shape not in (prototypes.shape[-2:-1], (*clients, prototypes.shape[-2])):
+            raise ValueError(
+                f"class_mask must be [C] or [B, C] with C = {prototypes.shape[-2]}; got {describe(mask)}"
+            )
+    check_same_device(features=features, labels=labels, prototypes=prototypes, class_mask=mask)

@@ -1,0 +1,74 @@
+"""Arguments of the ops as tensors, with errors that name them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def describe(value: Any) -> str:
+    """Say what came, for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
+    if isinstance(value, (int, float, str)):
+        return f"{type(value).__name__} {value!r}"
+    return type(value).__name__
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Take a tensor as it is, an array of another library through DLPack.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        raise TypeError(f"{name} must be a tensor or an array with __dlpack__; got {describe(value)}")
+    if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
+        # DLPack has no read-only arrays and torch no negative strides, so these are copied.
+        value = value.copy()
+    tensor: Tensor = torch.from_dlpack(value)  # type: ignore[attr-defined]
+    return tensor
+
+
+def as_floating(value: Any, name: str) -> Tensor:
+    """Do the same for one of the four floating dtypes.
+
+    Raises:
+        TypeError: another dtype, or no array.
+    """
+    tensor = as_tensor(value, name)
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {describe(tensor)}")
+    return tensor
+
+
+def as_labels(value: Any, name: str) -> Tensor:
+    """Do the same for class numbers, as int64.
+
+    Raises:
+        TypeError: not an integer dtype, or no array.
+    """
+    tensor = as_tensor(value, name)
+    if tensor.dtype not in INTEGER:
+        raise TypeError(f"{name} must be integers; got {describe(tensor)}")
+    return tensor.to(torch.int64)
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Refuse tensors on different devices.
+
+    Raises:
+        ValueError: names each argument with its device.
+    """
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"tensors must be on one device; got {listed}")

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from mmfl_fast import data
+from mmfl_fast.data import Federation
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu", action="store_true", help="fail, instead of skipping, when the gpu tests cannot run"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    reason = "needs a CUDA device; torch sees none"
+    if item.config.getoption("--require-gpu"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def nan_in_fresh_memory() -> Iterator[None]:
+    """Outputs start as NaN, so that an element nobody writes fails its test."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def set_threads() -> Iterator[object]:
+    """``set_threads(n)`` for one test."""
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
+def _learnable(
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    classes: int,
+    sizes: Sequence[int],
+    seed: int,
+    name: str,
+) -> Federation:
+    """Gaussian classes around random centres, dealt to clients of the given sizes."""
+    generator = np.random.default_rng(seed)
+    total = sum(sizes)
+    labels = np.arange(total) % classes
+    values = {}
+    for modality, shape in zip(names, shapes, strict=True):
+        centres = generator.normal(0, 2, size=(classes, *shape))
+        values[modality] = centres[labels] + generator.normal(0, 1, size=(total, *shape))
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    shuffled = generator.permutation(total)
+    return data.from_arrays({m: v[shuffled] for m, v in values.items()}, labels[shuffled], owners, name=name)
+
+
+@pytest.fixture
+def toy_federation() -> Federation:
+    """One task, two modalities, six clients of unequal size."""
+    return _learnable(("left", "right"), ((3, 2), (5,)), 3, (30, 11, 24, 40, 17, 9), 0, "toy")
+
+
+@pytest.fixture
+def mixed_federation() -> Federation:
+    """Two tasks of one modality each, with other widths and numbers of classes, eight clients."""
+    images = _learnable(("image",), ((4, 4),), 4, (40, 30, 60, 25), 1, "images")
+    sounds = _learnable(("audio",), ((10,),), 3, (35, 50, 20, 45), 2, "sounds")
+    return data.merge([images, sounds])
+
+
+@pytest.fixture
+def federation_with_an_empty_client() -> Federation:
+    """Three clients, the second of which has test rows only."""
+    owners = np.repeat([0, 1, 2], 20)
+    split = np.where((owners == 1) | (np.arange(60) % 5 == 0), "test", "train")
+    values = np.random.default_rng(0).normal(size=(60, 4))
+    return data.from_arrays({"x": values}, np.arange(60) % 2, owners, split=split, name="gap")

@@ -1,0 +1,232 @@
+"""What the figures show, read back from matplotlib; and that odd inputs can be drawn at all."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from mmfl_fast.experiments import plots
+
+
+def history(accuracies: list[float], **more: object) -> list[dict]:
+    return [
+        {
+            "round": number,
+            "train_loss": 2.0 - a,
+            "accuracy": a,
+            "per_dataset": {"digits": {"accuracy": a}, "wine": {"accuracy": a / 2}},
+            **more,
+        }
+        for number, a in enumerate(accuracies, start=1)
+    ]
+
+
+def similarity(count: int) -> np.ndarray:
+    drawn = np.random.default_rng(count).uniform(0.4, 0.6, size=(count, count))
+    matrix = (drawn + drawn.T) / 2
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def names(count: int) -> list[str]:
+    return [f"c{i}" for i in range(count)]
+
+
+def row_labels(figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def matrix_of(figure) -> np.ndarray:
+    return np.ma.filled(figure.axes[0].collections[0].get_array(), np.nan)
+
+
+def test_png_is_rendered_without_pyplot() -> None:
+    data = plots.png(plots.train_loss_by_round({"local": {0: history([0.5, 0.6])}}))
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "PNG"
+        assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+    assert matplotlib.rcParams["figure.dpi"] == matplotlib.rcParamsDefault["figure.dpi"]
+
+
+def test_curves_are_means_with_a_band_of_one_std() -> None:
+    runs = {0: history([0.5, 0.7]), 1: history([0.6, 0.9]), 2: history([0.4, 0.5])}
+    figure = plots.accuracy_by_round({"m3fed": runs})
+    assert [axes.get_title() for axes in figure.axes] == ["digits", "wine", "all clients"]
+    values = 100 * np.array([[0.5, 0.7], [0.6, 0.9], [0.4, 0.5]])
+    for axes, scale in zip(figure.axes, (1, 0.5, 1), strict=True):
+        assert axes.lines[0].get_xdata() == pytest.approx([1, 2])
+        assert axes.lines[0].get_ydata() == pytest.approx(scale * values.mean(axis=0))
+        band = axes.collections[0].get_paths()[0].vertices
+        mean, std = scale * values.mean(axis=0), scale * values.std(axis=0, ddof=1)
+        assert band[:, 1].max() == pytest.approx((mean + std).max())
+        assert band[:, 1].min() == pytest.approx((mean - std).min())
+
+
+def test_one_seed_has_no_band() -> None:
+    figure = plots.accuracy_by_round({"m3fed": {0: history([0.5, 0.7])}})
+    assert not figure.axes[0].collections
+
+
+def test_seeds_are_averaged_where_all_have_the_round() -> None:
+    figure = plots.train_loss_by_round({"m3fed": {0: history([0.5, 0.7, 0.8]), 1: history([0.6, 0.9])}})
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx([1, 2])
+
+
+def test_rounds_without_evaluation_are_passed_over() -> None:
+    lines = [{"round": 1, "train_loss": 2.0}, *history([0.1, 0.7])[1:]]
+    figure = plots.accuracy_by_round({"local": {0: lines}})
+    assert figure.axes[0].lines[0].get_xdata() == pytest.approx([2])
+
+
+def test_nothing_to_draw_gives_none() -> None:
+    assert plots.accuracy_by_round({"local": {0: [{"round": 1, "train_loss": 2.0}]}}) is None
+    assert plots.train_loss_by_round({"local": {0: []}}) is None
+    assert plots.clusters_by_round(history([0.5]), names(2), ["a", "a"]) is None
+    assert plots.similarity_map(np.full((2, 2), np.nan), names(2), ["a", "a"]) is None
+    assert plots.accuracy_by_client({"local": {0: [np.nan, np.nan]}}, ["a", "a"]) is None
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_round_is_visible(seeds: int) -> None:
+    figure = plots.accuracy_by_round({"local": {seed: history([0.5]) for seed in range(seeds)}})
+    assert figure.axes[0].lines[0].get_marker() == "o"
+    assert figure.axes[0].get_xticks() == pytest.approx([1])
+    plots.png(figure)
+
+
+def test_methods_are_told_apart_beyond_the_palette() -> None:
+    figure = plots.train_loss_by_round({f"m{i}": {0: history([0.5, 0.6])} for i in range(20)})
+    styles = {(to_hex(line.get_color()), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(styles) == 20
+    assert len(figure.legends[0].get_texts()) == 20
+
+
+def test_names_are_no_mathematics_and_stay_in_the_legend() -> None:
+    lines = history([0.5, 0.6])
+    for line in lines:
+        line["per_dataset"] = {"a$_{$b": {"accuracy": 0.5}}
+    figure = plots.accuracy_by_round({"_m": {0: lines}, "x^$2$": {0: lines}})
+    assert len(figure.legends[0].get_texts()) == 2
+    plots.png(figure)
+
+
+def test_similarity_is_sorted_by_cluster_then_group() -> None:
+    matrix, groups, clusters = similarity(5), ["b", "a", "b", "a", "b"], [1, 0, 0, 1, 1]
+    figure = plots.similarity_map(matrix, names(5), groups, clusters)
+    order = [2, 1, 0, 4, 3]
+    assert row_labels(figure) == [f"c{i}" for i in order]
+    assert matrix_of(figure) == pytest.approx(matrix[np.ix_(order, order)])
+    boundaries = {tuple(line.get_ydata()) for line in figure.axes[0].lines if line.get_xdata()[0] == 0}
+    assert boundaries == {(2, 2)}
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cluster 0", "cluster 1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
+
+
+def test_similarity_colours_are_centred_on_unrelated() -> None:
+    figure = plots.similarity_map(similarity(6), names(6), ["a"] * 6)
+    low, high = figure.axes[0].collections[0].get_clim()
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert high < 1.0
+
+
+def test_absent_clients_are_left_out() -> None:
+    matrix = similarity(4)
+    matrix[1], matrix[:, 1] = np.nan, np.nan
+    figure = plots.similarity_map(matrix, names(4), ["a"] * 4, [0, -1, 0, 1])
+    assert row_labels(figure) == ["c0", "c2", "c3"]
+    assert figure.axes[0].get_xlabel() == "3 of 4 clients took part in this round"
+
+
+def test_single_nan_entries_are_drawn() -> None:
+    matrix = similarity(4)
+    matrix[0, 2] = matrix[2, 0] = np.nan
+    figure = plots.similarity_map(matrix, names(4), ["a"] * 4)
+    assert np.isnan(matrix_of(figure)).sum() == 2
+    plots.png(figure)
+
+
+@pytest.mark.parametrize("clusters", [None, [0]])
+def test_one_client(clusters: list[int] | None) -> None:
+    for draw in (plots.similarity_map, plots.consensus_map):
+        plots.png(draw(np.ones((1, 1)), ["only"], ["a"], clusters))
+
+
+def test_many_clients_thin_their_labels() -> None:
+    count = 200
+    figure = plots.similarity_map(similarity(count), names(count), [f"g{i % 3}" for i in range(count)])
+    assert len(row_labels(figure)) == 50
+    assert matrix_of(figure).shape == (count, count)
+    plots.png(figure)
+
+
+def test_sixty_four_clients_keep_all_labels() -> None:
+    assert len(row_labels(plots.similarity_map(similarity(64), names(64), ["a"] * 64))) == 64
+
+
+def test_labels_of_small_clusters_do_not_touch() -> None:
+    figure = plots.similarity_map(similarity(60), names(60), ["a"] * 60, list(range(20)) + [20] * 40)
+    heights = sorted(text.get_position()[1] for text in figure.axes[0].texts)
+    assert len(heights) == 21
+    assert min(np.diff(heights)) > 0.03 * 60
+
+
+def test_consensus_colours_start_at_zero() -> None:
+    figure = plots.consensus_map(np.array([[0.7, 0.3], [0.4, 0.6]]), names(2), ["a", "b"], [0, 1])
+    assert figure.axes[0].collections[0].get_clim() == pytest.approx((0.0, 0.7))
+
+
+def test_clusters_by_round_sorts_clients_by_group() -> None:
+    lines = [{"round": 1, "clusters": [-1, 0, 1]}, {"round": 2}, {"round": 3, "clusters": [2, 0, 1]}]
+    figure = plots.clusters_by_round(lines, names(3), ["b", "a", "b"])
+    assert row_labels(figure) == ["c0", "c2", "c1"]
+    assert matrix_of(figure) == pytest.approx(np.array([[-1, 2], [1, 1], [0, 0]]))
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "3"]
+    told = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert told == ["b", "a", "not yet drawn", "cluster 0", "cluster 1", "cluster 2"]
+
+
+def test_cluster_colours_are_those_of_the_legend() -> None:
+    lines = [{"round": 1, "clusters": [-1, 0, 1, 2]}]
+    figure = plots.clusters_by_round(lines, names(4), ["a"] * 4)
+    image = figure.axes[0].collections[0]
+    drawn = [to_hex(image.cmap(image.norm(value))) for value in (-1, 0, 1, 2)]
+    assert drawn == [to_hex(patch.get_facecolor()) for patch in figure.legends[1].get_patches()]
+
+
+def test_dots_are_the_clients_of_each_data_set() -> None:
+    scores = {"local": {0: [0.1, 0.2, 0.9]}, "m3fed": {0: [0.3, np.nan, 0.8], 1: [0.5, 0.7, 0.6]}}
+    figure = plots.accuracy_by_client(scores, ["a", "a", "b"])
+    axes = figure.axes[0]
+    dots = [c.get_offsets()[:, 1] for c in axes.collections if isinstance(c, PathCollection)]
+    assert [sorted(d) for d in dots] == [
+        pytest.approx([10, 20]), pytest.approx([30, 50, 70]), pytest.approx([90]), pytest.approx([60, 80])
+    ]  # fmt: skip
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"affinity": np.ones((2, 3))}, r"matrix: expected \[3, 3\] for 3 clients; got \[2, 3\]"),
+        ({"groups": ["a"]}, r"groups: expected one per client \(3\); got 1"),
+        ({"clusters": [0, 1]}, r"clusters: expected one per client \(3\); got 2"),
+    ],
+)
+def test_sizes_that_differ_are_refused(change: dict, message: str) -> None:
+    arguments = {"affinity": similarity(3), "names": names(3), "groups": ["a"] * 3, "clusters": [0, 0, 1]}
+    with pytest.raises(ValueError, match=message):
+        plots.similarity_map(**{**arguments, **change})
+
+
+def test_clusters_of_other_clients_are_refused() -> None:
+    with pytest.raises(ValueError, match="round 7: expected a cluster for each of 3 clients; got 2"):
+        plots.clusters_by_round([{"round": 7, "clusters": [0, 1]}], names(3), ["a"] * 3)
+
+
+def test_scores_of_other_clients_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scores\['local'\]\[5\]: expected 2, one per client; got 1"):
+        plots.accuracy_by_client({"local": {5: [0.5]}}, ["a", "b"])

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from mmfl_fast.experiments.presets import load_experiment, preset_names
+
+
+def test_every_preset_is_valid():
+    for name in preset_names():
+        experiment = load_experiment(name)
+        assert experiment.description
+        experiment.refuse_unknown_options([experiment.algorithm, "local", "fedavg", "cross-fedavg", "m3fed"])
+
+
+def test_changes_reach_their_section():
+    experiment = load_experiment("demo", ["rounds=3", "data.alpha=0.4", "lambda=0.3", "missing.rate=0.5"])
+    assert experiment.rounds == 3
+    assert experiment.data == {"name": "demo", "alpha": 0.4}
+    assert experiment.config["lambda"] == 0.3
+    assert experiment.config["width"] == 64
+    assert experiment.missing == {"rate": 0.5}
+
+
+def test_an_option_goes_to_the_methods_that_know_it():
+    experiment = load_experiment("demo", ["lambda=0.3"])
+    assert experiment.options_of("m3fed")["lambda"] == 0.3
+    assert "lambda" not in experiment.options_of("fedavg")
+    experiment.refuse_unknown_options(["fedavg", "m3fed"])
+    with pytest.raises(ValueError, match="unknown config key 'lambda'"):
+        experiment.refuse_unknown_options(["fedavg", "local"])
+
+
+def test_options_of_one_method():
+    experiment = load_experiment("demo", ["methods.m3fed.clusters=2", "clusters=3"])
+    assert experiment.options_of("m3fed")["clusters"] == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "told"),
+    [
+        ("dmo", [], "unknown preset 'dmo'; did you mean 'demo'"),
+        ("demo", ["rounds"], "--set takes key=value; got 'rounds'"),
+        ("demo", ["rounds=0"], "rounds.*greater than or equal to 1.*got 0"),
+        ("demo", ["dta.alpha=1"], "sections are data.*got 'dta'"),
+        ("demo", ["rounds=[1"], "not a YAML value"),
+    ],
+)
+def test_mistakes_are_told(source, changes, told):
+    with pytest.raises(ValueError, match=told):
+        load_experiment(source, changes)
+
+
+def test_unknown_options_name_the_nearest():
+    experiment = load_experiment("demo", ["cluster=3"])
+    with pytest.raises(ValueError, match="unknown config key 'cluster'; did you mean 'clusters'"):
+        experiment.refuse_unknown_options(["m3fed"])
+
+
+def test_unknown_keys_of_a_file_name_the_nearest(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {name: demo}\nround: 3\n")
+    with pytest.raises(ValueError, match=r"unknown key in .*'round'; did you mean 'rounds'"):
+        load_experiment(str(path))
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [1\n"])
+def test_a_file_that_is_no_mapping(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml"):
+        load_experiment(str(path))
+
+
+def test_the_seed_draws_the_partition():
+    experiment = load_experiment("demo")
+    first, again, other = (experiment.federation(seed).clients for seed in (0, 0, 1))
+    assert [c.num_train for c in first] == [c.num_train for c in again]
+    assert [c.num_train for c in first] != [c.num_train for c in other]
+    pinned = load_experiment("demo", ["data.seed=0"]).federation(1).clients
+    assert [c.num_train for c in first] == [c.num_train for c in pinned]
+
+
+def test_missing_modalities_and_repartition_by_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "data: {name: demo}\ndirichlet: {clients: 3, alpha: 0.5}\nmissing: {rate: 0.5, level: sample}\n"
+    )
+    federation = load_experiment(str(path)).federation(0)
+    assert all(len(task.client_names) == 3 for task in federation.tasks)
+
+
+def test_one_file_of_arrays_is_an_experiment(tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {
+        "modality:acc": generator.normal(size=(60, 4)),
+        "labels": np.arange(60) % 3,
+        "clients": np.arange(60) % 5,
+        "split": np.where(np.arange(60) % 4 == 0, "test", "train"),
+    }
+    np.savez(tmp_path / "mine.npz", **arrays)
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{npz: {tmp_path}/mine.npz, name: mine}}\n")
+    (task,) = load_experiment(str(path)).federation(0).tasks
+    assert task.name == "mine"
+    assert len(task.client_names) == 5
+    assert int((~task.is_train).sum()) == 15

@@ -1,0 +1,379 @@
+"""Reports of small synthetic run directories: what they say, their HTML, and the files they refuse."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from mmfl_fast.experiments.report import (
+    ReportError,
+    read_run,
+    write_comparison_report,
+    write_run_report,
+)
+
+VOID = {"meta", "img", "br", "link", "hr"}
+CLIENTS = [
+    {"name": "digits/0", "dataset": "digits", "modalities": ["image"], "train": 30, "test": 10},
+    {"name": "<b>", "dataset": "digits", "modalities": ["image"], "train": 50, "test": 12},
+    {"name": "wine/0", "dataset": "wine", "modalities": ["chemistry", "label"], "train": 1200, "test": 0},
+]
+
+
+class Page(HTMLParser):
+    """Text, images and tags of a page; fails on a tag closed out of order or never."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = ""
+        self.images: list[dict] = []
+        self.tags: set[str] = set()
+        self.headings: list[str] = []
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag == "h2":
+            self.headings.append("")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += f" {data}"
+        if self._open and self._open[-1] == "h2":
+            self.headings[-1] += data
+
+
+def test_page_refuses_crossed_tags(tmp_path: Path) -> None:
+    (tmp_path / "bad.html").write_text("<p><b>x</p></b>")
+    with pytest.raises(AssertionError):
+        Page(tmp_path / "bad.html")
+
+
+def write_run(
+    folder: Path, method: str = "m3fed", seed: int = 0, rounds: int = 3, planned: int = 3, state: bool = True
+) -> Path:
+    folder.mkdir(parents=True)
+    config = {
+        "algorithm": method,
+        "federation": "demo <i>",
+        "data": {"name": "demo", "alpha": 0.4},
+        "config": {"lambda": 0.6, "learning_rate": 0.1 if method == "local" else 0.01},
+        "command": f"mmfl-fast run demo --set 'algorithm={method}'",
+        "rounds": planned,
+        "seed": seed,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "clients.json").write_text(json.dumps(CLIENTS))
+    shift = 0.01 * seed + (0.1 if method == "m3fed" else 0.0)
+    scores = {
+        "accuracy": 0.6234 + shift,
+        "macro_f1": 0.5123 + shift,
+        "per_dataset": {
+            "digits": {"accuracy": 0.6234 + shift, "macro_f1": 0.5123 + shift},
+        },
+    }
+    lines = [
+        {
+            "round": number,
+            "clients": 3,
+            "train_loss": 1.0 / number,
+            "optimiser_steps": 1200,
+            "samples_seen": 3400,
+            "bytes_up": 2_500_000,
+            "bytes_down": 1500,
+            "seconds": {"clients": 0.25, "server": 0.5},
+            **({"clusters": [0, 0, 1]} if state else {}),
+            **scores,
+        }
+        for number in range(1, rounds + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if rounds == planned:
+        result = {**scores, "per_client": [0.6 + shift, 0.65 + shift, float("nan")], "rounds": rounds}
+        (folder / "result.json").write_text(json.dumps(result))
+    checkpoint = folder / "checkpoints" / f"round-{rounds:06d}"
+    checkpoint.mkdir(parents=True)
+    tensors = {"slot": np.zeros(3, dtype=np.int64)}
+    if state:
+        affinity = np.array([[1.0, 0.7, 0.5], [0.7, 1.0, 0.4], [0.5, 0.4, 1.0]])
+        tensors |= {
+            "affinity": affinity,
+            "clusters": np.array([0, 0, 1]),
+            "consensus": np.full((3, 3), 1 / 3),
+        }
+    save_file(tensors, checkpoint / "state.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("report") / "run")
+    write_run_report(folder)
+    return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def test_report_says_what_the_run_did(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    assert "m3fed on demo <i>" in page.text
+    assert "3 of 3 rounds" in page.text
+    assert "digits 72.34 61.23" in page.text
+    assert "data.alpha 0.4" in page.text
+    assert "config.lambda 0.6" in page.text
+    assert "mmfl-fast run demo --set 'algorithm=m3fed'" in page.text
+    assert "not finished" not in page.text
+
+
+def test_report_counts_clients_and_rows(finished: Path) -> None:
+    text = Page(finished / "report.html").text
+    assert "digits image 2 80 22 30 to 50" in text
+    assert "wine chemistry + label 1 1,200 0 1,200 to 1,200" in text
+    assert "all 3 1,280 22 30 to 1,200" in text
+
+
+def test_report_tells_the_cost(finished: Path) -> None:
+    text = Page(finished / "report.html").text
+    assert "seconds, clients 0.25 0.75" in text
+    assert "seconds, server 0.5 1.5" in text
+    assert "sent up 2.5 MB 7.5 MB" in text
+    assert "sent down 1.5 kB 4.5 kB" in text
+    assert "optimiser steps 1,200 3,600" in text
+    assert "samples seen 3,400 10,200" in text
+
+
+def test_report_shows_every_plot_and_saves_it_beside(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    saved = {path.name: path.read_bytes() for path in (finished / "plots").iterdir()}
+    assert set(saved) == {
+        "accuracy.png", "train-loss.png", "clients.png", "similarity.png", "consensus.png", "clusters.png"
+    }  # fmt: skip
+    inlined = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.images]
+    assert sorted(inlined) == sorted(saved.values())
+    assert all(image["alt"] in page.headings for image in page.images)
+
+
+def test_report_is_self_contained(finished: Path) -> None:
+    page = Page(finished / "report.html")
+    source = re.sub(
+        r"data:image/png;base64,[^\"]+", "", (finished / "report.html").read_text(encoding="utf-8")
+    )
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert "http" not in source
+    assert "url(" not in source
+    assert "prefers-color-scheme: dark" in source
+    assert 'name="viewport"' in source
+
+
+def test_text_is_escaped(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    clients = [{**client, "dataset": "<b>", "modalities": ["<script>"]} for client in CLIENTS]
+    (folder / "clients.json").write_text(json.dumps(clients))
+    page = Page(write_run_report(folder))
+    assert not {"b", "i", "script"} & page.tags
+    assert "<b> <script> 3" in page.text
+
+
+def test_no_partial_file_is_left(finished: Path) -> None:
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_report_again_gives_the_same_bytes(run_dir: Path) -> None:
+    first = write_run_report(run_dir).read_bytes()
+    assert write_run_report(run_dir).read_bytes() == first
+
+
+def test_unfinished_run(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_run(tmp_path / "run", rounds=2, planned=5)))
+    assert "This run is not finished: 2 of 5 rounds." in page.text
+    assert "Scores are those after round 2." in page.text
+    assert "Scores so far" in page.headings
+    assert "digits 72.34 61.23" in page.text
+
+
+def test_run_that_was_prolonged_is_unfinished(run_dir: Path) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({**config, "rounds": 9}))
+    assert read_run(run_dir).result is None
+    assert "3 of 9 rounds" in Page(write_run_report(run_dir)).text
+
+
+def test_run_before_its_first_round(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=0, planned=5)
+    shutil.rmtree(folder / "checkpoints")
+    page = Page(write_run_report(folder))
+    assert "0 of 5 rounds" in page.text
+    assert "No round has been evaluated yet." in page.text
+    assert "There is no checkpoint" in page.text
+    assert page.images == []
+
+
+def test_algorithm_without_clusters(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_run(tmp_path / "run", "local", state=False)))
+    assert page.headings[1:4] == ["Accuracy by round", "Training loss by round", "Accuracy of every client"]
+    assert len(page.images) == 3
+
+
+def test_run_without_a_command(run_dir: Path) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del config["command"]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "was not started from the command line" in Page(write_run_report(run_dir)).text
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "clients.json", "metrics.jsonl", "checkpoints/round-000003/state.safetensors"]
+)
+def test_missing_file_is_named(run_dir: Path, name: str) -> None:
+    (run_dir / name).unlink()
+    with pytest.raises(ReportError, match=re.escape(f"{run_dir / name} is missing")):
+        write_run_report(run_dir)
+
+
+@pytest.mark.parametrize(
+    "name", ["clients.json", "result.json", "checkpoints/round-000003/state.safetensors"]
+)
+def test_torn_file_is_named(run_dir: Path, name: str) -> None:
+    content = (run_dir / name).read_bytes()
+    (run_dir / name).write_bytes(content[: len(content) - 5])
+    with pytest.raises(ReportError, match=re.escape(f"{run_dir / name} is damaged")):
+        write_run_report(run_dir)
+    assert not (run_dir / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: [1"),
+        ("config.yaml", "only text"),
+        ("config.yaml", "algorithm: local\nseed: 0\n"),
+        ("clients.json", '["a"]'),
+        ("metrics.jsonl", '{"round": 1}\n'),
+        ("result.json", "{}"),
+        (
+            "result.json",
+            '{"accuracy": 1, "macro_f1": 1, "per_dataset": {}, "per_client": [1], "rounds": 3}',
+        ),
+    ],
+)
+def test_unexpected_content_names_the_file(run_dir: Path, name: str, content: str) -> None:
+    (run_dir / name).write_text(content)
+    with pytest.raises(ReportError, match=re.escape(str(run_dir / name)) + ".* is damaged"):
+        write_run_report(run_dir)
+
+
+def test_state_of_other_clients_names_the_checkpoints(run_dir: Path) -> None:
+    (run_dir / "clients.json").write_text(json.dumps(CLIENTS[:2]))
+    (run_dir / "result.json").unlink()
+    with pytest.raises(ReportError, match=re.escape(f"{run_dir / 'checkpoints'} does not fit clients.json")):
+        write_run_report(run_dir)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    for seed in (0, 1):
+        write_run(folder / "m3fed" / f"seed-{seed}", "m3fed", seed)
+        write_run(folder / "local" / f"seed-{seed}", "local", seed, state=False)
+    return folder
+
+
+def test_comparison(comparison: Path) -> None:
+    path = write_comparison_report(
+        comparison, ["m3fed", "local"], [0, 1], command="mmfl-fast compare m3fed local"
+    )
+    page = Page(path)
+    assert path == comparison / "report.html"
+    assert "m3fed, local on demo <i>" in page.text
+    assert "Seeds 0, 1" in page.text
+    std = f"{100 * np.std([0.6234, 0.6334], ddof=1):.2f}"
+    assert f"m3fed 72.84 ± {std} 72.84 ± {std} local 62.84 ± {std} 62.84 ± {std}" in page.text
+    assert "config.learning_rate 0.01 0.1" in page.text
+    assert "config.lambda 0.6" in page.text
+    assert "m3fed 0.25 0.5 2.5 MB 1.5 kB 1,200 3,400" in page.text
+    assert "mmfl-fast compare m3fed local" in page.text
+    assert "m3fed, seed 0: Similarity of the clients' updates" in page.headings
+    assert {p.name for p in (comparison / "plots").iterdir()} == {
+        "accuracy.png", "train-loss.png", "clients.png",
+        "m3fed-similarity.png", "m3fed-consensus.png", "m3fed-clusters.png",
+    }  # fmt: skip
+
+
+def test_comparison_marks_the_best(comparison: Path) -> None:
+    source = write_comparison_report(comparison).read_text(encoding="utf-8")
+    assert len(re.findall(r'class="best">72\.84', source)) == 2
+    assert 'class="best">62.84' not in source
+
+
+def test_comparison_finds_methods_and_seeds(comparison: Path) -> None:
+    assert "local, m3fed on demo" in Page(write_comparison_report(comparison)).text
+
+
+def test_comparison_with_an_unfinished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "local" / "seed-0", "local", state=False)
+    write_run(tmp_path / "local" / "seed-10", "local", 10, rounds=1, planned=3, state=False)
+    page = Page(write_comparison_report(tmp_path))
+    assert "1 of 2 runs are not finished and not in the tables: local, seed 10: 1 of 3 rounds." in page.text
+    assert "local 62.34 62.34" in page.text
+
+
+def test_comparison_without_a_finished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "local" / "seed-0", "local", rounds=1, planned=3, state=False)
+    page = Page(write_comparison_report(tmp_path))
+    assert "Final scores" not in page.headings
+    assert "local, seed 0: 1 of 3 rounds." in page.text
+
+
+def test_comparison_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="expected run directories <method>/seed-<seed>; found none"):
+        write_comparison_report(tmp_path)
+
+
+def test_comparison_of_other_clients_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "local" / "seed-0", "local", state=False)
+    other = write_run(tmp_path / "local" / "seed-1", "local", 1, state=False)
+    (other / "clients.json").write_text(json.dumps([*CLIENTS[:2], CLIENTS[0]]))
+    with pytest.raises(
+        ReportError, match=re.escape(f"{other / 'clients.json'}: other clients than those of")
+    ):
+        write_comparison_report(tmp_path)
+
+
+def test_comparison_names_the_missing_cell(comparison: Path) -> None:
+    with pytest.raises(ReportError, match=re.escape(str(comparison / "local" / "seed-7"))):
+        write_comparison_report(comparison, ["local"], [0, 7])
+    with pytest.raises(ReportError, match=re.escape(str(comparison / "fedavg"))):
+        write_comparison_report(comparison, ["fedavg"])
+
+
+def test_half_a_line_of_a_killed_run_does_not_count(run_dir: Path) -> None:
+    (run_dir / "result.json").unlink()
+    metrics = run_dir / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-5])
+    assert "2 of 3 rounds" in Page(write_run_report(run_dir)).text
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([lines[0][:-5], *lines[1:]]) + "\n")
+    with pytest.raises(ReportError, match=re.escape(f"{metrics}, line 1, is damaged")):
+        write_run_report(run_dir)

@@ -1,0 +1,157 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+TINY = [
+    f"--set={s}" for s in ("width=8", "operator_rows=4", "layers=1", "local_epochs=1", "checkpoint_every=1")
+]
+
+
+def mmfl(*arguments, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "mmfl_fast", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def test_run_prints_scores_and_writes_a_report(tmp_path):
+    done = mmfl("run", "demo", "--set=rounds=2", *TINY, "--out=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("digits", "cancer", "wine", "iris", "m3fed"):
+        assert name in done.stdout
+    assert {"config.yaml", "metrics.jsonl", "result.json", "report.html", "checkpoints"} <= {
+        p.name for p in (tmp_path / "mine").iterdir()
+    }
+    again = mmfl("run", "demo", "--set=rounds=2", *TINY, "--out=mine", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+
+def test_without_out_every_run_has_a_folder_of_its_own_and_resume_takes_the_newest(tmp_path):
+    assert mmfl("run", "demo", "--set=rounds=1", *TINY, cwd=tmp_path).returncode == 0
+    (folder,) = (tmp_path / "runs" / "demo").iterdir()
+    done = mmfl("run", "demo", "--set=rounds=2", *TINY, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [folder] == list((tmp_path / "runs" / "demo").iterdir())
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    arguments = ["run", "demo", "--set=rounds=40", *TINY]
+    assert mmfl(*arguments, "--out=whole", cwd=tmp_path).returncode == 0
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmfl_fast", *arguments, "--out=killed"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+
+    done = mmfl(*arguments, "--out=killed", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = [(tmp_path / run / "result.json").read_text() for run in ("whole", "killed")]
+    assert results[0] == results[1]
+    states = [
+        load_file(tmp_path / r / "checkpoints" / "round-000040" / "state.safetensors")
+        for r in ("whole", "killed")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert tensor.numpy().tobytes() == states[1][name].numpy().tobytes(), name
+
+
+def test_compare_prints_a_table_and_can_be_finished_later(tmp_path):
+    arguments = [
+        "compare",
+        "local",
+        "m3fed",
+        "--preset=demo",
+        "--seeds=2",
+        "--set=rounds=2",
+        *TINY,
+        "--out=both",
+    ]
+    done = mmfl(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"local.*\d+\.\d+ ± \d+\.\d+", done.stdout)
+    assert (tmp_path / "both" / "report.html").exists()
+    assert list((tmp_path / "both").glob("*.csv"))
+    assert list((tmp_path / "both").glob("*.md"))
+    refused = mmfl(*arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    finished = mmfl(*arguments, "--resume", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "dmo"], "unknown preset 'dmo'; did you mean 'demo'"),
+        (["run", "demo", "--set=lamda=1"], "unknown config key 'lamda'; did you mean 'lambda'"),
+        (["run", "demo", "--set=algorithm=m3"], "unknown algorithm 'm3'"),
+        (["run", "absent.yaml"], "absent.yaml"),
+        (["run", "demo", "--resume"], "there is no run under"),
+        (["data", "check", "mnst"], "did you mean 'mnist'"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_two(tmp_path, arguments, told):
+    done = mmfl(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert told in done.stderr.replace("\n", " ")
+
+
+def test_missing_data_tell_the_file_and_the_command(tmp_path):
+    environment = {
+        **os.environ,
+        "MMFL_DATA": str(tmp_path / "nothing"),
+        "MMFL_CACHE": str(tmp_path / "cache"),
+    }
+    done = mmfl("run", "m3fed-five", cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "train-images-idx3-ubyte.gz" in done.stderr
+    assert "mmfl-fast data fetch mnist" in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["run"], ["compare"], ["report"], ["data"], ["data", "check"], ["doctor"]]
+)
+def test_every_command_explains_itself(tmp_path, arguments):
+    done = mmfl(*arguments, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_doctor_tells_what_is_here(tmp_path):
+    done = mmfl("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("torch", "backend native", "backend triton", "CUDA part"):
+        assert word in done.stdout
+
+
+def test_data_list_names_the_sets(tmp_path):
+    done = mmfl("data", "list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("demo", "mnist", "fsdd", "hapt", "meld", "sign", "m3fed-five"):
+        assert name in done.stdout
