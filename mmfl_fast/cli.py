@@ -71,7 +71,9 @@ def _out(given: Path | None, kind: str, resume: bool) -> Path:
 
 @app.command("run")
 def run_command(
-    experiment: Annotated[str, typer.Argument(help="A preset (see below) or a path ending in .yaml")],
+    experiment: Annotated[
+        str, typer.Argument(help=f"A preset ({', '.join(presets.preset_names())}) or a path ending in .yaml")
+    ],
     settings: Settings = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue after a kill, to the same bits.")
@@ -112,7 +114,9 @@ def run_command(
 @app.command("compare")
 def compare_command(
     methods: Annotated[list[str], typer.Argument(help=f"Algorithms: {', '.join(algorithms.names())}")],
-    preset: Annotated[str, typer.Option(help="A preset or a path ending in .yaml")],
+    preset: Annotated[
+        str, typer.Option(help=f"A preset ({', '.join(presets.preset_names())}) or a path ending in .yaml")
+    ],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from the preset's.")] = 3,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted comparison.")] = False,

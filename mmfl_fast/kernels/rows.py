@@ -82,9 +82,7 @@ def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int | None:
     return 1 if stride is None else stride
 
 
-def block_table(
-    blocks: Sequence[Tensor], stacked: bool
-) -> tuple[npt.NDArray[np.int64], Sequence[Tensor]]:
+def block_table(blocks: Sequence[Tensor], stacked: bool) -> tuple[npt.NDArray[np.int64], Sequence[Tensor]]:
     """Addresses of the blocks for ``_C``, as ``RowBlock`` of ``csrc/common/row_block.h``.
 
     Returns:

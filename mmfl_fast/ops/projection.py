@@ -108,7 +108,9 @@ def _median_between(distance: Tensor, defined: Tensor) -> Tensor:
     ordered = torch.where(between, distance, torch.inf).flatten().sort().values
     middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
     middle = ordered.take_along_dim(middle.clamp(max=ordered.numel() - 1), 0).mean()
-    return torch.where(count > 0, torch.where(torch.isfinite(middle), middle, 1.0).clamp(min=_SCALE_FLOOR), 1.0)
+    return torch.where(
+        count > 0, torch.where(torch.isfinite(middle), middle, 1.0).clamp(min=_SCALE_FLOOR), 1.0
+    )
 
 
 def consensus_mix(operators: RowsLike, matrix: Any) -> Any:

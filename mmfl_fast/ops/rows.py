@@ -243,7 +243,9 @@ def as_origin(origin: str | RowLike | None, rows: Rows, structure: RowsLike) -> 
     tensors = [as_floating(array, label) for array, label in zip(arrays, names, strict=True)]
     for tensor, label, shape in zip(tensors, names, rows.shapes, strict=True):
         if tensor.shape != shape:
-            raise ValueError(f"{label} must have the shape of a row, {tuple(shape)}; got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{label} must have the shape of a row, {tuple(shape)}; got {tuple(tensor.shape)}"
+            )
         if tensor.device != rows.device:
             raise ValueError(f"{label} must be on {rows.device} as the rows are; got {tensor.device}")
     return tensors

@@ -112,7 +112,12 @@ def test_rows_that_differ_by_little_keep_their_accuracy(relative: float, rows: i
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_large_element_means_do_not_cost_accuracy(dtype: torch.dtype) -> None:
-    x = torch.randn(7, 5000, dtype=torch.float64).mul(0.5).add(torch.arange(7)[:, None] * 1000.0 + 4000).to(dtype)
+    x = (
+        torch.randn(7, 5000, dtype=torch.float64)
+        .mul(0.5)
+        .add(torch.arange(7)[:, None] * 1000.0 + 4000)
+        .to(dtype)
+    )
     exact, exact_means = exact_gram(x, centre_rows=True)
     products, means = gram([x], 1, True, [], False, True)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
@@ -267,7 +272,9 @@ def test_expanded_and_repeated_upstream_gradients() -> None:
     products.sum().backward(retain_graph=True)
     assert x.grad is not None
     once = x.grad.clone()
-    torch.testing.assert_close(once, (2 * x.sum(dim=0, keepdim=True)).expand(4, 30).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        once, (2 * x.sum(dim=0, keepdim=True)).expand(4, 30).detach(), rtol=1e-5, atol=1e-5
+    )
     products.sum().backward()
     assert torch.equal(x.grad, 2 * once)
 
@@ -291,7 +298,9 @@ _TRANSFORMS = {
     "vmap": lambda f, x, w: torch.func.vmap(f, (0, None))(x, w),
     "vmap of grad": lambda f, x, w: torch.func.vmap(torch.func.grad(f, argnums=1), (0, None))(x, w),
     "vmap, other axis": lambda f, x, w: torch.func.vmap(f, (2, None))(x.permute(1, 2, 0), w),
-    "vmap of vmap": lambda f, x, w: torch.func.vmap(torch.func.vmap(f, (0, None)), (None, 0))(x, w.expand(2, -1, -1)),
+    "vmap of vmap": lambda f, x, w: torch.func.vmap(torch.func.vmap(f, (0, None)), (None, 0))(
+        x, w.expand(2, -1, -1)
+    ),
     "grad of grad": lambda f, x, w: torch.func.grad(lambda x: torch.func.grad(f)(x, w).square().sum())(x[0]),
     "jacrev": lambda f, x, w: torch.func.jacrev(torch.func.grad(f))(x[0], w),
 }

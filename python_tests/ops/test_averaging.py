@@ -20,7 +20,9 @@ def test_weighted_mean_against_numpy(rows: int, columns: int, dtype: torch.dtype
     torch.testing.assert_close(mean, torch.from_numpy(exact).to(dtype))
 
 
-@pytest.mark.parametrize("weights", [[3, 1, 0], (3.0, 1.0, 0.0), np.array([3, 1, 0]), torch.tensor([3, 1, 0])])
+@pytest.mark.parametrize(
+    "weights", [[3, 1, 0], (3.0, 1.0, 0.0), np.array([3, 1, 0]), torch.tensor([3, 1, 0])]
+)
 def test_weights_are_normalised_and_zero_is_not_read(weights: Any) -> None:
     x = torch.tensor([[1.0, 2.0], [5.0, 6.0], [torch.nan, torch.inf]])
     assert torch.equal(ops.weighted_mean(x, weights), torch.tensor([2.0, 3.0]))

@@ -103,7 +103,9 @@ def test_rows_sum_to_one_and_weight_zero_gives_nothing(scale: Any) -> None:
 
 
 def test_degenerate_federations() -> None:
-    assert torch.equal(ops.consensus_matrix(torch.randn(1, 2, 2), [0.3]), torch.ones(1, 1, dtype=torch.float64))
+    assert torch.equal(
+        ops.consensus_matrix(torch.randn(1, 2, 2), [0.3]), torch.ones(1, 1, dtype=torch.float64)
+    )
     same = torch.randn(1, 2, 2).expand(3, 2, 2)
     expected = torch.tensor(WORKED_WEIGHTS, dtype=torch.float64).expand(3, 3)
     torch.testing.assert_close(ops.consensus_matrix(same, WORKED_WEIGHTS), expected)

@@ -46,7 +46,9 @@ def test_against_numpy(rows: int, columns: int, dtype: torch.dtype, backend: str
 @pytest.mark.parametrize("origin", ["mean", None, "row"])
 def test_origins(origin: str | None) -> None:
     x, row = torch.randn(5, 70), torch.randn(70)
-    shifted = {"mean": centred(x), None: x.double().numpy(), "row": (x.double() - row.double()).numpy()}[origin]
+    shifted = {"mean": centred(x), None: x.double().numpy(), "row": (x.double() - row.double()).numpy()}[
+        origin
+    ]
     value = row if origin == "row" else origin
     torch.testing.assert_close(
         ops.cosine_similarity(x, origin=value), exact_cosine(shifted), rtol=0, atol=1e-6
@@ -190,5 +192,5 @@ def test_compiled_state_dicts() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="kind must be \"pearson\" or \"cosine\"; got 'spearman'"):
+    with pytest.raises(ValueError, match='kind must be "pearson" or "cosine"; got \'spearman\''):
         ops.angular_similarity(torch.randn(3, 4), kind="spearman")  # type: ignore[arg-type]

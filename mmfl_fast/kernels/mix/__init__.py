@@ -38,7 +38,5 @@ def mix(
         One tensor [R, ...] per segment.
     """
     implementation = reference.mix if uses_reference(blocks[0].device) else op.mix
-    result: list[Tensor] = implementation(
-        list(blocks), segments, stacked, matrix, row_offset, centre_columns
-    )
+    result: list[Tensor] = implementation(list(blocks), segments, stacked, matrix, row_offset, centre_columns)
     return result
