@@ -9,8 +9,8 @@ namespace mmfl {
 void register_cross_gram_sq(py::module_& m) {
   m.def(
       "cross_gram_sq",
-      [](const Int64Array& blocks, std::int64_t batch, std::int64_t rows, std::int64_t dtype, bool mean_columns,
-         bool normalise_rows, std::uintptr_t out, int threads) {
+      [](const Int64Array& blocks, std::int64_t batch, std::int64_t rows, std::int64_t dtype,
+         bool mean_columns, bool normalise_rows, std::uintptr_t out, int threads) {
         constexpr std::int64_t kFields = sizeof(ViewBlock) / sizeof(std::int64_t);
         if (blocks.size() % kFields != 0) throw_unless_ok("cross_gram_sq", Status::kBadShape);
         const CrossGramSqArgs args{reinterpret_cast<const ViewBlock*>(blocks.data()),

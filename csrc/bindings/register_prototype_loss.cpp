@@ -18,8 +18,8 @@ Strided strided(const std::int64_t* fields) {
 
 // What the tables hold: sizes B, N, D, C, G, M; tensors a row each (pointer, three strides, dtype code) for
 // features, labels, prototypes, class_mask.
-PrototypeLossArgs arguments(const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-                            bool in_double, int threads) {
+PrototypeLossArgs arguments(const Int64Array& sizes, const Int64Array& tensors, double temperature,
+                            bool normalise, bool in_double, int threads) {
   if (sizes.size() != 6 || tensors.size() != 20)
     throw std::invalid_argument("prototype_loss: sizes must be [6] and tensors [4, 5]");
   const std::int64_t* size = sizes.data();
@@ -49,8 +49,8 @@ PrototypeLossArgs arguments(const Int64Array& sizes, const Int64Array& tensors, 
 void register_prototype_loss(py::module_& m) {
   m.def(
       "prototype_loss",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise, bool in_double,
-         std::int64_t loss, std::int64_t log_sum, int threads) {
+      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
+         bool in_double, std::int64_t loss, std::int64_t log_sum, int threads) {
         const PrototypeLossArgs args = arguments(sizes, tensors, temperature, normalise, in_double, threads);
         std::int64_t bad_label = -1;
         Status status;
@@ -61,20 +61,19 @@ void register_prototype_loss(py::module_& m) {
         throw_unless_ok("prototype_loss", status);
         return bad_label;
       },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"), py::arg("in_double"),
-      py::arg("loss"), py::arg("log_sum"), py::arg("threads"));
+      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
+      py::arg("in_double"), py::arg("loss"), py::arg("log_sum"), py::arg("threads"));
 
   m.def(
       "prototype_loss_backward",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise, bool in_double,
-         const Int64Array& loss_gradient, std::int64_t loss, std::int64_t log_sum,
+      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
+         bool in_double, const Int64Array& loss_gradient, std::int64_t loss, std::int64_t log_sum,
          std::int64_t feature_gradient, std::int64_t prototype_gradient, int threads) {
         const PrototypeLossArgs args = arguments(sizes, tensors, temperature, normalise, in_double, threads);
         if (loss_gradient.size() != 5)
           throw std::invalid_argument("prototype_loss_backward: loss_gradient must be [5]");
-        const PrototypeLossGradients gradients{strided(loss_gradient.data()), pointer(loss),
-                                               pointer(log_sum), writable(feature_gradient),
-                                               writable(prototype_gradient)};
+        const PrototypeLossGradients gradients{strided(loss_gradient.data()), pointer(loss), pointer(log_sum),
+                                               writable(feature_gradient), writable(prototype_gradient)};
         Status status;
         {
           py::gil_scoped_release release;
@@ -82,9 +81,9 @@ void register_prototype_loss(py::module_& m) {
         }
         throw_unless_ok("prototype_loss_backward", status);
       },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"), py::arg("in_double"),
-      py::arg("loss_gradient"), py::arg("loss"), py::arg("log_sum"), py::arg("feature_gradient"),
-      py::arg("prototype_gradient"), py::arg("threads"));
+      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
+      py::arg("in_double"), py::arg("loss_gradient"), py::arg("loss"), py::arg("log_sum"),
+      py::arg("feature_gradient"), py::arg("prototype_gradient"), py::arg("threads"));
 }
 
 }  // namespace mmfl

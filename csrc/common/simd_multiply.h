@@ -8,7 +8,8 @@
 namespace mmfl {
 namespace MMFL_SIMD {
 
-// Rows of a register tile; with two vectors of columns it fills the 32 registers of AVX-512 or the 16 of AVX2.
+// Rows of a register tile; with two vectors of columns it fills the 32 registers of AVX-512 or the 16 of
+// AVX2.
 constexpr int kTileRows = MMFL_SIMD_BYTES == 64 ? 8 : 4;
 // Products added in one accumulator before they go to memory: bounds the rounding error of long sums.
 constexpr std::int64_t kMultiplyDepth = 256;

@@ -23,4 +23,7 @@ void parallel_for(std::int64_t tasks, int threads, Body&& body) {
       &body);
 }
 
+// Threads worth waking for `work` multiply-adds: one for what takes no longer than waking another.
+inline int threads_for(double work, int threads) { return work < 1 << 18 ? 1 : threads; }
+
 }  // namespace mmfl

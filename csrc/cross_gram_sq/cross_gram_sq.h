@@ -25,12 +25,12 @@ static_assert(sizeof(ViewBlock) == 7 * sizeof(std::int64_t), "Python passes View
 struct CrossGramSqArgs {
   const ViewBlock* blocks;  // [count]; their views add up to K
   std::int64_t count;
-  std::int64_t batch;       // B
-  std::int64_t rows;        // n
-  DType dtype;              // of all views
-  bool mean_columns;        // subtract from every column its mean (after normalise_rows)
-  bool normalise_rows;      // scale every row to unit length; one no longer than 1e-12 becomes 0
-  double* out;              // [B, K, K]
+  std::int64_t batch;   // B
+  std::int64_t rows;    // n
+  DType dtype;          // of all views
+  bool mean_columns;    // subtract from every column its mean (after normalise_rows)
+  bool normalise_rows;  // scale every row to unit length; one no longer than 1e-12 becomes 0
+  double* out;          // [B, K, K]
   int threads;
 };
 
@@ -53,7 +53,7 @@ struct CrossGramSqViews {
   DType dtype;
   bool mean_columns;
   bool normalise_rows;
-  double* out;         // [K, K]
+  double* out;  // [K, K]
   int threads;
 };
 

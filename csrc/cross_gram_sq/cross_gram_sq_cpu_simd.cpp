@@ -1,6 +1,7 @@
-// ||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>: the sum of squares of the d_i x d_j product, or the inner product
-// of two n x n Gram matrices. The cheaper form is chosen from the shape. Neither product is ever whole: the
-// first is squared and summed tile by tile; of the second a run of tiles is held for all views at a time.
+// ||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>: the sum of squares of the d_i x d_j product, or the inner
+// product of two n x n Gram matrices. The cheaper form is chosen from the shape. Neither product is ever
+// whole: the first is squared and summed tile by tile; of the second a run of tiles is held for all views at
+// a time.
 #include <math.h>
 
 #include "common/simd.h"
@@ -47,9 +48,7 @@ template <typename T>
 class CrossGramSq {
  public:
   explicit CrossGramSq(const CrossGramSqViews& args) : args_(args) {
-    for (std::int64_t v = 0; v < args.count; ++v) {
-      all_columns_ += args.views[v].columns;
-    }
+    for (std::int64_t v = 0; v < args.count; ++v) all_columns_ += args.views[v].columns;
   }
 
   Status run() {
@@ -119,7 +118,8 @@ class CrossGramSq {
       for (std::int64_t d = 0; d < columns; ++d) total[d] += scale * row[d];
     }
     T* mean = mean_ + first_column_[view];
-    for (std::int64_t d = 0; d < columns; ++d) mean[d] = static_cast<T>(total[d] / static_cast<double>(args_.rows));
+    for (std::int64_t d = 0; d < columns; ++d)
+      mean[d] = static_cast<T>(total[d] / static_cast<double>(args_.rows));
     return true;
   }
 
@@ -134,8 +134,7 @@ class CrossGramSq {
     return chains[0];
   }
 
-  // ---- n x n form
-
+  // The n x n form.
   bool inner_products() {
     const std::int64_t blocks = pieces(args_.rows, kTile);
     const std::int64_t tiles = blocks * (blocks + 1) / 2;
@@ -172,7 +171,8 @@ class CrossGramSq {
       const TilePlace at = place_of(task / parts);
       const double* from = sums + task * kTileSize;
       for (std::int64_t i = at.row * kTile; i < smaller((at.row + 1) * kTile, args_.count); ++i)
-        for (std::int64_t j = larger(i, at.column * kTile); j < smaller((at.column + 1) * kTile, args_.count); ++j)
+        for (std::int64_t j = larger(i, at.column * kTile); j < smaller((at.column + 1) * kTile, args_.count);
+             ++j)
           args_.out[i * args_.count + j] += from[i % kTile * kTile + j % kTile];
     }
     return !failed.raised();
@@ -180,7 +180,8 @@ class CrossGramSq {
 
   // Tiles of the Gram matrix of one view in block column `column`, those of [first, first + count), to their
   // places in `held`.
-  bool fill_tiles(std::int64_t view, std::int64_t column, std::int64_t first, std::int64_t count, T* held) const {
+  bool fill_tiles(std::int64_t view, std::int64_t column, std::int64_t first, std::int64_t count,
+                  T* held) const {
     const std::int64_t columns = args_.views[view].columns;
     const std::int64_t top = column * (column + 1) / 2;
     const std::int64_t begin = larger(first, top) - top;
@@ -199,8 +200,10 @@ class CrossGramSq {
       clear(total, kTileSize);
       for (std::int64_t d = 0; d < columns; d += kMultiplyDepth) {
         const std::int64_t depth = smaller(kMultiplyDepth, columns - d);
-        for (std::int64_t r = 0; r < height; ++r) prepare(view, block * kTile + r, d, depth, left + r * left_pitch);
-        multiply<T>(height, kTile, depth, {left, left_pitch, 1}, {right + d * kTile, kTile}, {product, kTile}, false);
+        for (std::int64_t r = 0; r < height; ++r)
+          prepare(view, block * kTile + r, d, depth, left + r * left_pitch);
+        multiply<T>(height, kTile, depth, {left, left_pitch, 1}, {right + d * kTile, kTile}, {product, kTile},
+                    false);
         for (std::int64_t i = 0; i < height * kTile; ++i) total[i] += product[i];
       }
       T* to = held + (top + block - first) * kTileSize;
@@ -250,14 +253,13 @@ class CrossGramSq {
     return true;
   }
 
-  // ---- d x d form
-
   // Consecutive views whose columns share a tile; or one view, in as many tiles as it needs.
   struct Party {
     std::int64_t first;
     std::int64_t end;
   };
 
+  // The d x d form.
   bool squared_products() {
     Scratch scratch(args_.count * static_cast<std::int64_t>(sizeof(Party)));
     if (!scratch.whole()) return false;
@@ -295,7 +297,8 @@ class CrossGramSq {
           const std::int64_t depth = smaller(kMultiplyDepth, args_.rows - r);
           pack_columns(left, i, height, r, depth, left_pack);
           pack_columns(right, j, width, r, depth, right_pack);
-          multiply<T>(height, padded, depth, {left_pack, 1, kTile}, {right_pack, kTile}, {product, kTile}, false);
+          multiply<T>(height, padded, depth, {left_pack, 1, kTile}, {right_pack, kTile}, {product, kTile},
+                      false);
           for (std::int64_t h = 0; h < height; ++h)
             for (std::int64_t w = 0; w < width; ++w) total[h * kTile + w] += product[h * kTile + w];
         }
@@ -325,7 +328,8 @@ class CrossGramSq {
       for (std::int64_t b = larger(a, right.first); b < right.end; ++b) {
         double sum = 0;
         for (std::int64_t h = larger(i, first_column_[a]); h < smaller(i + height, first_column_[a + 1]); ++h)
-          for (std::int64_t w = larger(j, first_column_[b]); w < smaller(j + width, first_column_[b + 1]); ++w) {
+          for (std::int64_t w = larger(j, first_column_[b]); w < smaller(j + width, first_column_[b + 1]);
+               ++w) {
             const double value = product[(h - i) * kTile + w - j];
             sum += value * value;
           }

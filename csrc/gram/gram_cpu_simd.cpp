@@ -13,9 +13,15 @@ namespace {
 
 // Rows whose tiles are multiplied with each other at a time.
 constexpr std::int64_t kPanelRows = 256;
+// Of one row in a tile: long enough for the sums across lanes to cost little, short enough for a whole panel
+// to stay in a second-level cache of 1 MiB.
+constexpr std::int64_t kTileBytes = 4096;
 // One register tile: kTileRows x kTileCols dot products. 16 accumulators need the 32 registers of AVX-512.
 constexpr int kTileRows = 4;
 constexpr int kTileCols = MMFL_SIMD_BYTES == 64 ? 4 : 2;
+
+// Vectors added side by side in a sum along a row, to hide the latency of an addition.
+constexpr int kUnroll = 4;
 
 constexpr double kNan = __builtin_nan("");
 
@@ -36,10 +42,7 @@ struct Cut {
 template <typename T>
 Cut cut_for(std::int64_t rows, std::int64_t columns) {
   Cut cut;
-  const std::int64_t panel = smaller(rows, kPanelRows);
-  // A packed panel takes at most 512 KiB, half of a second-level cache.
-  const std::int64_t bytes = panel <= 24 ? 512 * 4 : panel <= 128 ? 1024 * 4 : 512 * 4;
-  cut.width = bytes / static_cast<std::int64_t>(sizeof(T));
+  cut.width = kTileBytes / static_cast<std::int64_t>(sizeof(T));
   // One more cache line, so that the rows of a register tile do not compete for the same cache set.
   cut.pitch = cut.width + 64 / static_cast<std::int64_t>(sizeof(T));
   cut.tiles = larger(1, (columns + cut.width - 1) / cut.width);
@@ -62,7 +65,7 @@ Columns columns_of(const GramRows& args, const Cut& cut, std::int64_t tile) {
   Columns columns;
   columns.first = tile * cut.width;
   columns.count = smaller(cut.width, args.starts[args.segments] - columns.first);
-  columns.padded = round_up(columns.count, Simd<T>::kLanes);
+  columns.padded = round_up(columns.count, kUnroll * Simd<T>::kLanes);
   std::int64_t low = 0, high = args.segments;
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
@@ -76,6 +79,17 @@ Columns columns_of(const GramRows& args, const Cut& cut, std::int64_t tile) {
   return columns;
 }
 
+// Asks for the columns that follow in the next tile, so that they arrive while this one is multiplied. Rows
+// are read in short runs, which the processor's own prefetching does not follow. Inlined by force: GCC takes
+// a function that only prefetches for one without effect and drops the call.
+__attribute__((always_inline)) inline void prefetch_next(const Span& span, std::int64_t first,
+                                                         std::int64_t count) {
+  if (span.stride != 1) return;
+  const std::int64_t size = span.dtype == DType::kFloat64 ? 8 : span.dtype == DType::kFloat32 ? 4 : 2;
+  const char* from = static_cast<const char*>(span.data) + (first + count) * size;
+  for (std::int64_t at = 0; at < count * size; at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
 // One row's columns, across the segments they lie in.
 template <typename T>
 void pack_row(const GramRows& args, const Span* spans, const Columns& columns, T* to) {
@@ -85,6 +99,7 @@ void pack_row(const GramRows& args, const Span* spans, const Columns& columns, T
     const std::int64_t stop = smaller(end, args.starts[s + 1]);
     if (stop > at) {
       pack(spans[s], at - args.starts[s], stop - at, to + (at - columns.first));
+      prefetch_next(spans[s], at - args.starts[s], stop - at);
       at = stop;
     }
   }
@@ -124,6 +139,11 @@ struct Panel {
 };
 
 template <typename T>
+double total(const typename Simd<T>::Vector (&sums)[kUnroll]) {
+  return static_cast<double>(sum((sums[0] + sums[1]) + (sums[2] + sums[3])));
+}
+
+template <typename T>
 void load_rows(const GramRows& args, const Columns& columns, const T* origin, std::int64_t pitch,
                Panel<T>& panel) {
   using Vector = typename Simd<T>::Vector;
@@ -133,16 +153,19 @@ void load_rows(const GramRows& args, const Columns& columns, const T* origin, st
   for (std::int64_t r = 0; r < panel.count; ++r) {
     T* row = panel.tile + r * pitch;
     pack_row(args, args.spans + (panel.first + r) * args.segments, columns, row);
-    Vector probe{}, sums{};
-    for (std::int64_t p = 0; p < columns.padded; p += Simd<T>::kLanes) {
-      Vector x = load(row + p);
-      if (origin != nullptr) store(row + p, x -= load(origin + p));
-      // Zero for every finite x, NaN for the others; a sum could overflow.
-      probe += x * T(0);
-      sums += x;
+    Vector probes[kUnroll] = {}, sums[kUnroll] = {};
+    for (std::int64_t p = 0; p < columns.padded; p += kUnroll * Simd<T>::kLanes) {
+      for (int u = 0; u < kUnroll; ++u) {
+        const std::int64_t at = p + u * Simd<T>::kLanes;
+        Vector x = load(row + at);
+        if (origin != nullptr) store(row + at, x -= load(origin + at));
+        // Zero for every finite x, NaN for the others; a sum could overflow.
+        probes[u] += x * T(0);
+        sums[u] += x;
+      }
     }
-    panel.sum[r] = static_cast<double>(sum(sums));
-    if (sum(probe) == T(0)) {
+    panel.sum[r] = total<T>(sums);
+    if (total<T>(probes) == 0) {
       panel.finite[panel.finite_count++] = row;
     } else {
       panel.bad[r] = 1;
@@ -176,9 +199,9 @@ void shift_rows(const GramRows& args, const Columns& columns, const T* common, s
   using Vector = typename Simd<T>::Vector;
   double common_sum = 0;
   if (common != nullptr && args.centre_rows) {
-    Vector sums{};
-    for (std::int64_t p = 0; p < columns.padded; p += Simd<T>::kLanes) sums += load(common + p);
-    common_sum = static_cast<double>(sum(sums));
+    Vector sums[kUnroll] = {};
+    for (std::int64_t p = 0; p < columns.padded; p += Simd<T>::kLanes) sums[0] += load(common + p);
+    common_sum = total<T>(sums);
   }
   const double count = static_cast<double>(columns.count);
   const double share = count / (static_cast<double>(columns_before) + count);
@@ -187,16 +210,19 @@ void shift_rows(const GramRows& args, const Columns& columns, const T* common, s
     const T own = args.centre_rows ? static_cast<T>((panel.sum[r] - common_sum) / count) : T(0);
     // So that the columns behind the tile's own become zero again.
     for (std::int64_t p = columns.count; p < columns.padded; ++p) row[p] = own;
-    Vector sums{};
-    for (std::int64_t p = 0; p < columns.padded; p += Simd<T>::kLanes) {
-      Vector x = load(row + p);
-      if (common != nullptr) x -= load(common + p);
-      x -= own;
-      store(row + p, x);
-      sums += x;
+    Vector sums[kUnroll] = {};
+    for (std::int64_t p = 0; p < columns.padded; p += kUnroll * Simd<T>::kLanes) {
+      for (int u = 0; u < kUnroll; ++u) {
+        const std::int64_t at = p + u * Simd<T>::kLanes;
+        Vector x = load(row + at);
+        if (common != nullptr) x -= load(common + at);
+        x -= own;
+        store(row + at, x);
+        sums[u] += x;
+      }
     }
     if (!args.centre_rows) continue;
-    const double residue = static_cast<double>(sum(sums));
+    const double residue = total<T>(sums);
     // Chan, Golub and LeVeque (1983): sums of products about the mean, joined with those of earlier columns.
     const double step = static_cast<double>(own) + residue / count - panel.mean[r];
     panel.mean[r] += share * step;

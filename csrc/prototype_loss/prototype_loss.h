@@ -20,20 +20,20 @@ struct Strided {
 // length first; a vector no longer than 1e-12 then counts as 0. B clients of N rows; client b uses prototype
 // group b / (B / G) and class mask b / (B / M).
 struct PrototypeLossArgs {
-  std::int64_t clients;      // B
-  std::int64_t rows;         // N
-  std::int64_t dims;         // D
-  std::int64_t classes;      // C
-  std::int64_t groups;       // G, divides B
-  std::int64_t masks;        // M, divides B; 0: every class takes part
-  Strided features;          // [B, N, D]
-  const std::int64_t* labels;         // [B, N]
+  std::int64_t clients;        // B
+  std::int64_t rows;           // N
+  std::int64_t dims;           // D
+  std::int64_t classes;        // C
+  std::int64_t groups;         // G, divides B
+  std::int64_t masks;          // M, divides B; 0: every class takes part
+  Strided features;            // [B, N, D]
+  const std::int64_t* labels;  // [B, N]
   std::int64_t label_strides[2];
-  Strided prototypes;        // [G, C, D]
-  const unsigned char* class_mask;    // [M, C] contiguous, not 0: takes part
+  Strided prototypes;               // [G, C, D]
+  const unsigned char* class_mask;  // [M, C] contiguous, not 0: takes part
   double temperature;
   bool normalise;
-  bool in_double;            // type of the arithmetic, of loss, log_sum and loss_gradient
+  bool in_double;  // type of the arithmetic, of loss, log_sum and loss_gradient
   int threads;
 };
 
@@ -41,9 +41,9 @@ struct PrototypeLossArgs {
 constexpr std::int64_t kIgnoredLabel = -100;
 
 // loss [B, N], log_sum [B, N]: log sum_c exp(z_c - max z); both contiguous.
-// `bad_label`: flat index of the first label outside [0, C) that is not -100, then nothing is computed; or -1.
-Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_sum,
-                          std::int64_t* bad_label);
+// `bad_label`: flat index of the first label outside [0, C) that is not -100, then nothing is computed; or
+// -1.
+Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_sum, std::int64_t* bad_label);
 
 // loss_gradient [B, N] with strides; loss and log_sum as the forward wrote them;
 // feature_gradient [B, N, D] and prototype_gradient [G, C, D] contiguous, in their tensors' dtypes.

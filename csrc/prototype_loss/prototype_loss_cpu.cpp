@@ -1,10 +1,12 @@
+#include "common/thread_pool.h"
 #include "prototype_loss/prototype_loss.h"
 
 namespace mmfl {
 namespace {
 
 Status check(const PrototypeLossArgs& args) {
-  if (args.clients < 0 || args.rows < 0 || args.dims < 0 || args.classes < 1 || args.groups < 0 || args.masks < 0)
+  if (args.clients < 0 || args.rows < 0 || args.dims < 0 || args.classes < 1 || args.groups < 0 ||
+      args.masks < 0)
     return Status::kBadShape;
   if (args.clients > 0 && (args.groups == 0 || args.clients % args.groups != 0)) return Status::kBadShape;
   if (args.masks > 0 && args.clients % args.masks != 0) return Status::kBadShape;
@@ -16,6 +18,12 @@ Status check(const PrototypeLossArgs& args) {
   if (args.groups * args.dims > 0 && args.prototypes.data == nullptr) return Status::kNullPointer;
   if (args.masks > 0 && args.class_mask == nullptr) return Status::kNullPointer;
   return Status::kOk;
+}
+
+PrototypeLossArgs with_useful_threads(PrototypeLossArgs args) {
+  const double logits = static_cast<double>(args.clients * args.rows) * static_cast<double>(args.classes);
+  args.threads = threads_for(logits * static_cast<double>(args.dims), args.threads);
+  return args;
 }
 
 std::int64_t first_bad_label(const PrototypeLossArgs& args) {
@@ -31,8 +39,7 @@ std::int64_t first_bad_label(const PrototypeLossArgs& args) {
 
 }  // namespace
 
-Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_sum,
-                          std::int64_t* bad_label) {
+Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_sum, std::int64_t* bad_label) {
   *bad_label = -1;
   const Status status = check(args);
   if (status != Status::kOk) return status;
@@ -40,7 +47,7 @@ Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_s
   if (loss == nullptr || log_sum == nullptr) return Status::kNullPointer;
   *bad_label = first_bad_label(args);
   if (*bad_label >= 0) return Status::kOk;
-  return MMFL_DISPATCH_SIMD(prototype_loss, args, loss, log_sum);
+  return MMFL_DISPATCH_SIMD(prototype_loss, with_useful_threads(args), loss, log_sum);
 }
 
 Status prototype_loss_backward_cpu(const PrototypeLossArgs& args, const PrototypeLossGradients& gradients) {
@@ -48,12 +55,12 @@ Status prototype_loss_backward_cpu(const PrototypeLossArgs& args, const Prototyp
   if (status != Status::kOk) return status;
   if (first_bad_label(args) >= 0) return Status::kBadShape;
   const std::int64_t count = args.clients * args.rows;
-  if (count > 0 && (gradients.loss_gradient.data == nullptr || gradients.loss == nullptr ||
-                    gradients.log_sum == nullptr))
+  if (count > 0 &&
+      (gradients.loss_gradient.data == nullptr || gradients.loss == nullptr || gradients.log_sum == nullptr))
     return Status::kNullPointer;
   if (count * args.dims > 0 && gradients.feature_gradient == nullptr) return Status::kNullPointer;
   if (args.groups * args.dims > 0 && gradients.prototype_gradient == nullptr) return Status::kNullPointer;
-  return MMFL_DISPATCH_SIMD(prototype_loss_backward, args, gradients);
+  return MMFL_DISPATCH_SIMD(prototype_loss_backward, with_useful_threads(args), gradients);
 }
 
 }  // namespace mmfl

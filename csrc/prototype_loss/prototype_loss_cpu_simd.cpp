@@ -173,11 +173,11 @@ class Group {
   }
 
   bool backward(const PrototypeLossGradients& gradients) {
-    const std::int64_t chunk =
-        smaller(kLargestChunk, round_up(rows_ / kChunkShare + 1, kTileFeatures));
+    const std::int64_t chunk = smaller(kLargestChunk, round_up(rows_ / kChunkShare + 1, kTileFeatures));
     const std::int64_t weight_pitch = pitch_for<T>(classes_);
     const std::int64_t classes = args_.classes;
-    Scratch scratch((classes * (pitch_ + 1) + chunk * (pitch_ + weight_pitch)) * kSize + classes * columns_ * 8);
+    Scratch scratch((classes * (pitch_ + 1) + chunk * (pitch_ + weight_pitch)) * kSize +
+                    classes * columns_ * 8);
     if (!scratch.whole() || !panel_scratch_.whole()) return false;
     T* prototypes = scratch.take<T>(classes * pitch_);
     T* inverse = scratch.take<T>(classes);
@@ -202,7 +202,8 @@ class Group {
       parallel_for(blocks, args_.threads, [&](std::int64_t block) {
         const std::int64_t c = block * kClassesOfTask;
         const std::int64_t width = smaller(kClassesOfTask, classes - c);
-        if (!add_chunk(width, count, {weights + c, 1, weight_pitch}, features, prototype_gradient + c * columns_))
+        if (!add_chunk(width, count, {weights + c, 1, weight_pitch}, features,
+                       prototype_gradient + c * columns_))
           failed.raise();
       });
     }
@@ -236,7 +237,8 @@ class Group {
     std::int64_t number = first % args_.rows;
     const unsigned char* mask = class_mask(client);
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t label = args_.labels[client * args_.label_strides[0] + number * args_.label_strides[1]];
+      const std::int64_t label =
+          args_.labels[client * args_.label_strides[0] + number * args_.label_strides[1]];
       const bool counts = label != kIgnoredLabel && (mask == nullptr || mask[label] != 0);
       rows[i] = {client, number, client * args_.rows + number, label, counts};
       if (++number == args_.rows && i + 1 < count) {
@@ -409,8 +411,8 @@ class Group {
     for (std::int64_t i = 0; i < count; ++i) {
       const Row& row = rows[i];
       T* weight = weights.data + i * weights.row;
-      const T share = static_cast<const T*>(upstream.data)[row.client * upstream.strides[0] +
-                                                           row.number * upstream.strides[1]];
+      const T share = static_cast<const T*>(
+          upstream.data)[row.client * upstream.strides[0] + row.number * upstream.strides[1]];
       if (!row.counts || share == 0) {
         std::memset(weight, 0, static_cast<std::size_t>(classes_) * sizeof(T));
         continue;
@@ -491,9 +493,8 @@ Status for_each_group(const PrototypeLossArgs& args, Body body) {
 
 template <typename T>
 Status forward(const PrototypeLossArgs& args, void* loss, void* log_sum) {
-  return for_each_group<T>(args, [&](Group<T>& group) {
-    return group.forward(static_cast<T*>(loss), static_cast<T*>(log_sum));
-  });
+  return for_each_group<T>(
+      args, [&](Group<T>& group) { return group.forward(static_cast<T*>(loss), static_cast<T*>(log_sum)); });
 }
 
 template <typename T>

@@ -137,7 +137,7 @@ def register(primitive: Primitive, cpu: Callable[..., Any]) -> Callable[..., Any
         # torch.compile mistakes the signature of a variadic forward when nothing requires a gradient.
         if torch.compiler.is_compiling() and not (torch.is_grad_enabled() and _any_requires_grad(flat)):
             return op(*arguments)
-        output = Differentiable.apply(lengths, *flat)
+        output = Differentiable.apply(lengths, *flat)  # type: ignore[no-untyped-call]
         return list(output) if returns_list else output
 
     return call

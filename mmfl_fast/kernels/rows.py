@@ -90,7 +90,7 @@ def block_table(blocks: Sequence[Tensor], stacked: bool) -> tuple[npt.NDArray[np
         A block whose rows have no single inner stride is copied to a contiguous one; no other is.
     """
     table = np.empty((len(blocks), 5), dtype=np.int64)
-    if not stacked and all([block.is_contiguous() for block in blocks]):
+    if not stacked and all(block.is_contiguous() for block in blocks):
         table[:, 0] = [block.data_ptr() for block in blocks]
         table[:, 1:4] = (1, 0, 1)
         table[:, 4] = [DTYPE_CODES[block.dtype] for block in blocks]

@@ -98,7 +98,8 @@ def _from_segments(
             raise ValueError(f"{label} must have a first axis that runs over rows; got a scalar")
         if block.shape[0] != blocks[0].shape[0]:
             raise ValueError(
-                f"{label} must have {blocks[0].shape[0]} rows as {names[0]} has; got shape {tuple(block.shape)}"
+                f"{label} must have {blocks[0].shape[0]} rows as {names[0]} has; "
+                f"got shape {tuple(block.shape)}"
             )
         if block.device != blocks[0].device:
             raise ValueError(f"{label} must be on {blocks[0].device} as {names[0]} is; got {block.device}")
@@ -166,7 +167,7 @@ def _from_grid(
     head = [as_floating(array, f"{name}[0][{key!r}]") for array, key in zip(arrays, keys, strict=False)]
     # Thousands of tensors are compared as whole lists; only when that fails is the culprit looked for.
     uniform = (
-        all([isinstance(array, Tensor) for array in arrays])
+        all(isinstance(array, Tensor) for array in arrays)
         and [tensor.shape for tensor in arrays] == [tensor.shape for tensor in head] * count
         and [tensor.dtype for tensor in arrays] == [tensor.dtype for tensor in head] * count
         and [tensor.device for tensor in arrays] == [head[0].device] * len(arrays)

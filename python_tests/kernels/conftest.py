@@ -67,8 +67,8 @@ def arrange() -> Any:
 
 @pytest.fixture
 def assert_accurate() -> Any:
-    """``assert_accurate(ours, plain, exact, floor)``: at most twice the error of plain torch, and ``floor`` times
-    the largest exact value."""
+    """``assert_accurate(ours, plain, exact, floor)``: at most twice the error of plain torch, and ``floor``
+    times the largest exact value."""
 
     def check(ours: Tensor, plain: Tensor, exact: Tensor, floor: float) -> None:
         assert ours.shape == exact.shape

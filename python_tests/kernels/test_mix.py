@@ -156,7 +156,9 @@ import sys, torch
 from mmfl_fast import _C
 from mmfl_fast.kernels.mix import mix
 assert _C.simd_level() == sys.argv[1], _C.simd_level()
-for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)):
+for dtype, tolerance in (
+    (torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)
+):
     x = torch.randn(37, 1111).to(dtype)
     for outputs in (1, 6):
         matrix = torch.rand(outputs, 37, dtype=torch.float64)

@@ -24,14 +24,7 @@ from mmfl_fast.kernels.mix import op as mix_op
 from mmfl_fast.kernels.registration import Primitive, register, sample
 
 
-def _fake(
-    blocks: Sequence[Tensor],
-    segments: int,
-    stacked: bool,
-    origin: Sequence[Tensor],
-    mean_origin: bool,
-    centre_rows: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake(blocks: Sequence[Tensor], segments: int, stacked: bool, *_options: object) -> tuple[Tensor, Tensor]:
     count = rows.row_count(blocks, segments, stacked)
     first = blocks[0]
     return (

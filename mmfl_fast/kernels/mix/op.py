@@ -19,12 +19,7 @@ from mmfl_fast.kernels.registration import Primitive, needs_gradient, register, 
 
 
 def _fake(
-    blocks: Sequence[Tensor],
-    segments: int,
-    stacked: bool,
-    matrix: Tensor,
-    row_offset: Tensor,
-    centre_columns: bool,
+    blocks: Sequence[Tensor], segments: int, stacked: bool, matrix: Tensor, *_options: object
 ) -> list[Tensor]:
     return [
         block.new_empty((matrix.shape[0], *rows.row_shape(block, stacked))) for block in blocks[:segments]

@@ -22,8 +22,8 @@ def prototype_loss(
     has no gradient. A row with a zero upstream gradient contributes nothing either, be it NaN.
 
     The native forward holds the logits of 64 rows and 256 classes per thread, the backward those of at most
-    256 rows; both hold the prototypes once more in a packed form. Logits are added in float32 (float64 if
-    either tensor is float64) over at most 256 terms, gradients of prototypes in float64 across rows.
+    256 rows; both hold the prototypes once more in a packed form. Arithmetic is float32 (float64 if either
+    tensor is float64), in runs of at most 256 terms; gradients of prototypes are float64 across such runs.
 
     Args:
         features: [B, N, D].
