@@ -23,6 +23,7 @@ from mmfl_fast.experiments.report import write_comparison_report, write_run_repo
 from mmfl_fast.experiments.run import run
 from mmfl_fast.experiments.tables import accuracy_table, print_table, write_tables
 from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError
+from mmfl_fast.kernels import extension
 from mmfl_fast.kernels.backend import backends
 
 # What a person can put right gets one line; anything else keeps its traceback.
@@ -205,13 +206,11 @@ def doctor() -> None:
 
 
 def _cuda_facts() -> str:
-    try:
-        from mmfl_fast import _C
-    except ImportError as error:
-        return f"the extension is not built ({error})"
-    if not _C.built_with_cuda:
+    if extension.missing:
+        return extension.missing
+    if not extension._C.built_with_cuda:
         return "not compiled: no nvcc when the extension was built"
-    runtime, driver, problem, devices = _C.cuda_report()
+    runtime, driver, problem, devices = extension._C.cuda_report()
     version = f"compiled with CUDA {runtime // 1000}.{runtime % 1000 // 10}"
     if problem:
         return f"{version}; no device ({problem})"

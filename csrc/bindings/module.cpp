@@ -10,7 +10,8 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
-  m.doc() = "Kernels of mmfl_fast: pointers, sizes, strides, dtype codes. Callers check; see mmfl_fast.kernels.";
+  m.doc() =
+      "Kernels of mmfl_fast: pointers, sizes, strides, dtype codes. Callers check; see mmfl_fast.kernels.";
   mmfl::register_gram(m);
   mmfl::register_mix(m);
   mmfl::register_cross_gram_sq(m);

@@ -10,8 +10,8 @@ void register_mix(py::module_& m) {
   m.def(
       "mix",
       [](const Int64Array& blocks, const Int64Array& widths, const Int64Array& outputs, std::uintptr_t matrix,
-         std::int64_t matrix_rows, std::int64_t matrix_columns, std::uintptr_t row_offset, bool centre_columns,
-         int threads) {
+         std::int64_t matrix_rows, std::int64_t matrix_columns, std::uintptr_t row_offset,
+         bool centre_columns, int threads) {
         MixArgs args;
         args.segments = widths.size();
         args.blocks = row_blocks(blocks, args.segments, args.grid_rows);

@@ -1,6 +1,6 @@
-#include "common/cuda_devices.h"
-
 #include <cuda_runtime_api.h>
+
+#include "common/cuda_devices.h"
 
 namespace mmfl {
 

@@ -9,9 +9,12 @@ enum class DType : std::int64_t { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFl
 
 inline std::int64_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::kFloat64: return 8;
-    case DType::kFloat32: return 4;
-    default: return 2;
+    case DType::kFloat64:
+      return 8;
+    case DType::kFloat32:
+      return 4;
+    default:
+      return 2;
   }
 }
 

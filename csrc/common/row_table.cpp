@@ -5,7 +5,8 @@ namespace mmfl {
 Status make_row_table(const RowBlock* blocks, std::int64_t grid_rows, std::int64_t segments,
                       const std::int64_t* widths, RowTable& table) {
   if (grid_rows < 0 || segments < 0) return Status::kBadShape;
-  if (segments > 0 && (widths == nullptr || (grid_rows > 0 && blocks == nullptr))) return Status::kNullPointer;
+  if (segments > 0 && (widths == nullptr || (grid_rows > 0 && blocks == nullptr)))
+    return Status::kNullPointer;
   for (std::int64_t s = 0; s < segments; ++s)
     if (widths[s] < 0) return Status::kBadShape;
   table.segments = segments;

@@ -49,7 +49,8 @@ struct LaneSums<T, kGroup, true> {
   static inline typename Simd<T>::Vector of(const typename Simd<T>::Vector* vectors) { return *vectors; }
 };
 
-// Lane i of the result is the sum of the lanes of vectors[i], kLanes of them, added pairwise in a fixed order.
+// Lane i of the result is the sum of the lanes of vectors[i], kLanes of them, added pairwise in a fixed
+// order.
 template <typename T>
 static inline typename Simd<T>::Vector lane_sums(const typename Simd<T>::Vector* vectors) {
   return LaneSums<T, 2>::of(vectors);

@@ -7,7 +7,9 @@
 namespace mmfl {
 namespace MMFL_SIMD {
 
-static inline std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+static inline std::int64_t round_up(std::int64_t n, std::int64_t step) {
+  return (n + step - 1) / step * step;
+}
 
 // One allocation, handed out in pieces aligned to a cache line. Not initialised.
 class Scratch {

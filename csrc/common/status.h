@@ -7,12 +7,18 @@ enum class Status { kOk, kNullPointer, kBadShape, kBadDtype, kOutOfMemory, kCuda
 
 inline const char* describe(Status status) {
   switch (status) {
-    case Status::kOk: return "ok";
-    case Status::kNullPointer: return "null pointer for a tensor that has elements";
-    case Status::kBadShape: return "negative or inconsistent size";
-    case Status::kBadDtype: return "unknown dtype code";
-    case Status::kOutOfMemory: return "scratch memory could not be allocated";
-    case Status::kCudaError: return "CUDA error";
+    case Status::kOk:
+      return "ok";
+    case Status::kNullPointer:
+      return "null pointer for a tensor that has elements";
+    case Status::kBadShape:
+      return "negative or inconsistent size";
+    case Status::kBadDtype:
+      return "unknown dtype code";
+    case Status::kOutOfMemory:
+      return "scratch memory could not be allocated";
+    case Status::kCudaError:
+      return "CUDA error";
   }
   return "unknown status";
 }

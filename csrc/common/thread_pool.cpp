@@ -86,21 +86,13 @@ OpenMpParallel host_openmp() {
 // Never destroyed: workers may still wait on it while the process exits. A forked child has no workers,
 // so it starts with a new pool, leaves the old one as it was, and stays away from OpenMP, which would wait
 // for its own lost workers.
-Pool* pool = nullptr;
+Pool* pool = new Pool;
 bool forked = false;
 
-Pool& current_pool() {
-  static const bool registered = [] {
-    pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] {
-      pool = new Pool;
-      forked = true;
-    });
-    return true;
-  }();
-  (void)registered;
-  return *pool;
-}
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
+  pool = new Pool;
+  forked = true;
+});
 
 }  // namespace
 
@@ -111,14 +103,13 @@ void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int6
   job.context = context;
   const int helpers = static_cast<int>(std::min<std::int64_t>(tasks, threads)) - 1;
   if (helpers > 0) {
-    Pool& shared = current_pool();
-    std::unique_lock<std::mutex> lock(shared.busy, std::try_to_lock);
+    std::unique_lock<std::mutex> lock(pool->busy, std::try_to_lock);
     if (lock.owns_lock()) {
       if (!forked && host_openmp() != nullptr) {
         const auto work = [](void* shared_job) { static_cast<Job*>(shared_job)->work(); };
         host_openmp()(work, &job, static_cast<unsigned>(helpers + 1), 0);
       } else {
-        shared.run(job, helpers);
+        pool->run(job, helpers);
       }
       return;
     }

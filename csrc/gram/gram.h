@@ -11,15 +11,15 @@ namespace mmfl {
 
 // G = R R^T for K rows of P elements, where R holds the rows less an origin.
 struct GramArgs {
-  const RowBlock* blocks;       // [grid_rows, segments]; their rows add up to K
-  const std::int64_t* widths;   // [segments] elements of one row, they add up to P
-  const RowBlock* origin;       // [segments] blocks of one row, or null
+  const RowBlock* blocks;      // [grid_rows, segments]; their rows add up to K
+  const std::int64_t* widths;  // [segments] elements of one row, they add up to P
+  const RowBlock* origin;      // [segments] blocks of one row, or null
   std::int64_t grid_rows;
   std::int64_t segments;
-  bool mean_origin;             // subtract the centroid of the finite rows
-  bool centre_rows;             // then subtract from every row the mean of its own elements
-  double* gram;                 // [K, K]
-  double* row_mean;             // [K] what centre_rows subtracted, 0 without it
+  bool mean_origin;  // subtract the centroid of the finite rows
+  bool centre_rows;  // then subtract from every row the mean of its own elements
+  double* gram;      // [K, K]
+  double* row_mean;  // [K] what centre_rows subtracted, 0 without it
   int threads;
 };
 

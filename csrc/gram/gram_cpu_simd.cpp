@@ -30,8 +30,8 @@ std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 // How the work is cut: from the shape and the compute type alone, so that results do not depend on threads.
 struct Cut {
-  std::int64_t width;   // columns of a tile
-  std::int64_t pitch;   // elements between rows of a packed tile
+  std::int64_t width;  // columns of a tile
+  std::int64_t pitch;  // elements between rows of a packed tile
   std::int64_t tiles;
   std::int64_t chunks;  // runs of tiles that are summed apart
   std::int64_t panels;
@@ -124,18 +124,18 @@ struct Panel {
     for (std::int64_t at = count * pitch; at < padded * pitch; ++at) tile[at] = 0;
   }
 
-  std::int64_t first;   // row
+  std::int64_t first;  // row
   std::int64_t count;
   std::int64_t padded;  // to whole register tiles; the rows behind `count` stay zero
   T* tile;              // [padded, pitch]
   const T** finite;     // [padded] packed rows without a non-finite element
   std::int64_t finite_count;
-  unsigned char* bad;   // [padded] rows that had a non-finite element in any tile of the chunk
-  double* sum;          // [padded] of the row's elements in the tile as packed
-  double* mean;         // [padded] of the row over the chunk's tiles so far
-  double* between;      // [padded] weight * (the tile's mean - the mean so far)
-  double* step;         // [padded] the tile's mean - the mean so far
-  double* residue;      // [padded] sum of the row's elements in the tile as shifted
+  unsigned char* bad;  // [padded] rows that had a non-finite element in any tile of the chunk
+  double* sum;         // [padded] of the row's elements in the tile as packed
+  double* mean;        // [padded] of the row over the chunk's tiles so far
+  double* between;     // [padded] weight * (the tile's mean - the mean so far)
+  double* step;        // [padded] the tile's mean - the mean so far
+  double* residue;     // [padded] sum of the row's elements in the tile as shifted
 };
 
 template <typename T>
@@ -180,11 +180,13 @@ void add_rows(const Panel<T>& panel, const T* pivot, std::int64_t padded, T scal
   using Vector = typename Simd<T>::Vector;
   std::int64_t r = 0;
   for (; r + 4 <= panel.finite_count; r += 4) {
-    const T *a = panel.finite[r], *b = panel.finite[r + 1], *c = panel.finite[r + 2], *d = panel.finite[r + 3];
+    const T *a = panel.finite[r], *b = panel.finite[r + 1], *c = panel.finite[r + 2],
+            *d = panel.finite[r + 3];
     for (std::int64_t p = 0; p < padded; p += Simd<T>::kLanes) {
       const Vector zero = load(pivot + p);
       store(total + p, load(total + p) + (((load(a + p) - zero) + (load(b + p) - zero)) +
-                                          ((load(c + p) - zero) + (load(d + p) - zero))) * scale);
+                                          ((load(c + p) - zero) + (load(d + p) - zero))) *
+                                             scale);
     }
   }
   for (; r < panel.finite_count; ++r)
@@ -348,7 +350,8 @@ class Gram {
 
   // shift = mean over all finite rows, read panel by panel. For one panel multiply_chunk finds it in passing.
   void find_shift(std::int64_t tile) {
-    Scratch scratch(Panel<T>::bytes(kPanelRows, cut_.pitch) + cut_.pitch * static_cast<std::int64_t>(sizeof(T)));
+    Scratch scratch(Panel<T>::bytes(kPanelRows, cut_.pitch) +
+                    cut_.pitch * static_cast<std::int64_t>(sizeof(T)));
     if (!scratch.whole()) return set_out_of_memory();
     const Columns columns = columns_of<T>(args_, cut_, tile);
     T* total = shift_ + columns.first;
@@ -491,14 +494,14 @@ class Gram {
   const std::int64_t rows_;
   const std::int64_t columns_;
   const Cut cut_;
-  const std::int64_t side_;               // of a chunk's matrix
-  double* partial_ = nullptr;             // [chunks, side, side]
-  double* chunk_mean_ = nullptr;          // [chunks, side]
-  double* weight_ = nullptr;              // [chunks]
-  double* average_ = nullptr;             // [side] of the finite entries of a row of the Gram matrix
-  T* shift_ = nullptr;                    // [P] the centroid, when there is more than one panel
-  unsigned char* chunk_bad_ = nullptr;    // [chunks, side]
-  unsigned char* bad_ = nullptr;          // [side] rows with a non-finite element
+  const std::int64_t side_;             // of a chunk's matrix
+  double* partial_ = nullptr;           // [chunks, side, side]
+  double* chunk_mean_ = nullptr;        // [chunks, side]
+  double* weight_ = nullptr;            // [chunks]
+  double* average_ = nullptr;           // [side] of the finite entries of a row of the Gram matrix
+  T* shift_ = nullptr;                  // [P] the centroid, when there is more than one panel
+  unsigned char* chunk_bad_ = nullptr;  // [chunks, side]
+  unsigned char* bad_ = nullptr;        // [side] rows with a non-finite element
   bool out_of_memory_ = false;
 };
 

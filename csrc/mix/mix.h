@@ -20,7 +20,7 @@ struct MixArgs {
   std::int64_t segments;
   std::int64_t matrix_rows;
   std::int64_t matrix_columns;
-  bool centre_columns;         // c is the mean of the rows that take part, else 0
+  bool centre_columns;  // c is the mean of the rows that take part, else 0
   int threads;
 };
 

@@ -47,14 +47,29 @@ void add_weighted(const T* const* rows, const T* weights, std::int64_t count, st
   for (std::int64_t at = 0; at < count; at += kGroup) {
     const bool first = at == 0;
     switch (smaller(kGroup, count - at)) {
-      case 8: add_group<T, 8>(rows + at, weights + at, padded, first, y); break;
-      case 7: add_group<T, 7>(rows + at, weights + at, padded, first, y); break;
-      case 6: add_group<T, 6>(rows + at, weights + at, padded, first, y); break;
-      case 5: add_group<T, 5>(rows + at, weights + at, padded, first, y); break;
-      case 4: add_group<T, 4>(rows + at, weights + at, padded, first, y); break;
-      case 3: add_group<T, 3>(rows + at, weights + at, padded, first, y); break;
-      case 2: add_group<T, 2>(rows + at, weights + at, padded, first, y); break;
-      default: add_group<T, 1>(rows + at, weights + at, padded, first, y);
+      case 8:
+        add_group<T, 8>(rows + at, weights + at, padded, first, y);
+        break;
+      case 7:
+        add_group<T, 7>(rows + at, weights + at, padded, first, y);
+        break;
+      case 6:
+        add_group<T, 6>(rows + at, weights + at, padded, first, y);
+        break;
+      case 5:
+        add_group<T, 5>(rows + at, weights + at, padded, first, y);
+        break;
+      case 4:
+        add_group<T, 4>(rows + at, weights + at, padded, first, y);
+        break;
+      case 3:
+        add_group<T, 3>(rows + at, weights + at, padded, first, y);
+        break;
+      case 2:
+        add_group<T, 2>(rows + at, weights + at, padded, first, y);
+        break;
+      default:
+        add_group<T, 1>(rows + at, weights + at, padded, first, y);
     }
   }
 }
@@ -114,12 +129,12 @@ struct DTypeOf<double> {
 // Working memory for the tiles of one segment.
 template <typename T>
 struct Buffers {
-  T* packed;        // [panel, pitch]
-  T* y;             // [R up to whole register tiles, pitch]
-  double* total;    // [R, pitch] with more than one panel
-  double* centre;   // [pitch]
-  T* weights;       // [panel, kTileRows]
-  const T** rows;   // [panel] of the panel's rows, packed or in place
+  T* packed;         // [panel, pitch]
+  T* y;              // [R up to whole register tiles, pitch]
+  double* total;     // [R, pitch] with more than one panel
+  double* centre;    // [pitch]
+  T* weights;        // [panel, kTileRows]
+  const T** rows;    // [panel] of the panel's rows, packed or in place
   const T** picked;  // [panel] those with a weight for one output
 };
 
@@ -161,7 +176,8 @@ class Segment {
       const std::int64_t rows = smaller(kPanelRows, segment_.rows - from);
       for (std::int64_t k = 0; k < rows; ++k)
         buffers.rows[k] = row(from + k, first, count, padded, buffers, buffers.packed + k * pitch_);
-      for (std::int64_t r = 0; r < segment_.out_rows; r += kTileRows) add_panel(r, from, rows, padded, buffers);
+      for (std::int64_t r = 0; r < segment_.out_rows; r += kTileRows)
+        add_panel(r, from, rows, padded, buffers);
       if (buffers.total != nullptr) add_totals(from == 0, count, buffers);
     }
     for (std::int64_t r = 0; r < segment_.out_rows; ++r) {

@@ -56,7 +56,8 @@ class RoundProgress:
             console=Console(stderr=True),
             disable=not visible,
         )
-        self._task = self._bar.add_task(label, total=rounds, completed=done, score="")
+        self._score = ""
+        self._task = self._bar.add_task(label, total=rounds, completed=done, score=self._score)
 
     def __enter__(self) -> RoundProgress:
         self._bar.start()
@@ -69,5 +70,6 @@ class RoundProgress:
 
     def advance(self, metrics: Mapping[str, Any]) -> None:
         """One round is done."""
-        score = f"accuracy {metrics['accuracy']:.4f}" if "accuracy" in metrics else None
-        self._bar.update(self._task, advance=1, **({"score": score} if score else {}))
+        if "accuracy" in metrics:
+            self._score = f"accuracy {metrics['accuracy']:.4f}"
+        self._bar.update(self._task, advance=1, score=self._score)

@@ -9,13 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-try:
-    from mmfl_fast import _C
-
-    _import_error = ""
-except ImportError as error:  # pragma: no cover - only in a source tree that was never built
-    _C = None  # type: ignore[assignment]
-    _import_error = str(error)
+from mmfl_fast.kernels import extension
 
 NAMES = ("auto", "reference", "native", "triton")
 
@@ -39,10 +33,11 @@ def backends() -> dict[str, BackendStatus]:
     Returns:
         ``"reference"``, ``"native"`` and ``"triton"``, each with the device types it serves.
     """
-    if _C is None:
-        native = BackendStatus((), f"the extension is not built ({_import_error}); run `pip install .`")
+    if extension.missing:
+        native = BackendStatus((), extension.missing)
     else:
-        native = BackendStatus(("cpu",), f"{_C.simd_level()} kernels; no CUDA kernels in this version")
+        level = extension._C.simd_level()
+        native = BackendStatus(("cpu",), f"{level} kernels; no CUDA kernels in this version")
     return {
         "reference": BackendStatus(("cpu", "cuda"), "plain torch expressions"),
         "native": native,
@@ -91,7 +86,7 @@ def uses_reference(device: torch.device) -> bool:
     """
     if _requested == "reference":
         return True
-    native = _C is not None and device.type in ("cpu", "meta")
+    native = not extension.missing and device.type in ("cpu", "meta")
     if _requested == "auto":
         return not native
     if not native:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfl_fast import _C
+from mmfl_fast.kernels.extension import _C
 from mmfl_fast.kernels.rows import DTYPE_CODES
 
 

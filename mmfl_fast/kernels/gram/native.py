@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmfl_fast import _C
 from mmfl_fast.kernels import rows
+from mmfl_fast.kernels.extension import _C
 
 
 def gram(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfl_fast import _C
 from mmfl_fast.kernels import rows
+from mmfl_fast.kernels.extension import _C
 
 
 def mix(

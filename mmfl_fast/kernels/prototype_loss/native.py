@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmfl_fast import _C
+from mmfl_fast.kernels.extension import _C
 from mmfl_fast.kernels.prototype_loss.labels import refuse
 from mmfl_fast.kernels.rows import DTYPE_CODES, compute_dtype
 
