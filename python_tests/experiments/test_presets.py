@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from mmfl_fast import algorithms
 from mmfl_fast.experiments.presets import load_experiment, preset_names
+from mmfl_fast.federation import EngineConfig
 
 
 def test_every_preset_is_valid():
@@ -103,3 +105,17 @@ def test_one_file_of_arrays_is_an_experiment(tmp_path):
     assert task.name == "mine"
     assert len(task.client_names) == 5
     assert int((~task.is_train).sum()) == 15
+
+
+def test_the_cpu_edition_differs_in_size_alone():
+    full, small = load_experiment("m3fed-five"), load_experiment("m3fed-five-cpu")
+    for method in ("local", "fedavg", "cross-fedavg", "m3fed"):
+        kind = algorithms.get(method).Config
+        engine = EngineConfig(**{k: v for k, v in full.options_of(method).items() if k == "evaluate_every"})
+        own = [
+            kind(**{k: v for k, v in e.options_of(method).items() if k != "evaluate_every"})
+            for e in (full, small)
+        ]
+        assert own[0] == own[1] == kind()
+        assert engine.evaluate_every == small.options_of(method)["evaluate_every"]
+    assert small.data == {**full.data, "samples_per_client": 128}
