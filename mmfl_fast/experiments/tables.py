@@ -152,9 +152,13 @@ def terminal_table(table: ScoreTable) -> Table:
     return shown
 
 
+_PIPE_WIDTH = 200
+
+
 def print_table(table: ScoreTable) -> None:
-    """Print to the terminal."""
-    Console().print(terminal_table(table))
+    """Print to the terminal; into a file or a pipe at full width."""
+    console = Console()
+    console.print(terminal_table(table), width=None if console.is_terminal else _PIPE_WIDTH)
 
 
 def markdown_table(table: ScoreTable) -> str:
