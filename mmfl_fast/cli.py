@@ -8,17 +8,19 @@ import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Optional
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import mmfl_fast
 from mmfl_fast import algorithms, data
 from mmfl_fast.experiments import presets
-from mmfl_fast.experiments.compare import UnequalEffortError, compare
+from mmfl_fast.experiments.compare import CellError, UnequalEffortError, compare
 from mmfl_fast.experiments.report import write_comparison_report, write_run_report
 from mmfl_fast.experiments.run import run
 from mmfl_fast.experiments.tables import accuracy_table, print_table, write_tables
@@ -35,6 +37,8 @@ _EXPECTED = (
     DivergedError,
     UnequalEffortError,
 )
+# What typer makes of Ctrl-C.
+_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,7 +113,7 @@ def run_command(
         described={**chosen.described(), "command": _command()},
     )
     print_table(accuracy_table({chosen.algorithm: {chosen.seed: result.final}}))
-    Console().print(f"report: {write_run_report(folder)}", soft_wrap=True)
+    _tell(f"report: {write_run_report(folder)}")
 
 
 @app.command("compare")
@@ -142,9 +146,7 @@ def compare_command(
     results = compare(chosen, methods, numbers, folder, jobs=jobs)
     print_table(accuracy_table(results))
     write_tables(results, folder)
-    Console().print(
-        f"report: {write_comparison_report(folder, methods, numbers, command=_command())}", soft_wrap=True
-    )
+    _tell(f"report: {write_comparison_report(folder, methods, numbers, command=_command())}")
 
 
 @app.command("report")
@@ -152,9 +154,11 @@ def report_command(
     folder: Annotated[Path, typer.Argument(help="A run directory or the folder of a comparison.")],
 ) -> None:
     """Write report.html, also for what is not finished."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
     is_run = (folder / "config.yaml").exists()
     written = write_run_report(folder) if is_run else write_comparison_report(folder)
-    Console().print(f"report: {written}", soft_wrap=True)
+    _tell(f"report: {written}")
 
 
 @data_app.command("list")
@@ -183,10 +187,10 @@ def data_check(
     """Verify presence, size, checksum and row counts of a data set."""
     findings = data.check(name, root)
     for finding in findings:
-        Console().print(finding, soft_wrap=True, highlight=False)
+        _tell(finding)
     if findings:
         raise typer.Exit(1)
-    Console().print(f"{name}: all files are there and sound")
+    _tell(f"{name}: all files are there and sound")
 
 
 @app.command("doctor")
@@ -203,6 +207,11 @@ def doctor() -> None:
         facts.add_row(f"backend {name}", f"{', '.join(status.devices) or 'not here'} ({status.reason})")
     facts.add_row("CUDA part", _cuda_facts())
     console.print(facts, soft_wrap=True, highlight=False)
+
+
+def _tell(line: str) -> None:
+    """Print a line as it is: brackets in a path are no markup, and nothing breaks it."""
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _cuda_facts() -> str:
@@ -227,12 +236,16 @@ def main() -> None:
     """Run the command line; mistakes of the user end in one line and exit code 2."""
     try:
         app()
-    except _EXPECTED as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", soft_wrap=True, highlight=False)
+    except (*_EXPECTED, CellError) as error:
+        if isinstance(error, CellError) and not isinstance(error.__cause__, (*_EXPECTED, NoneType)):
+            raise
+        told = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(told, soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; continue with --resume")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            Console(stderr=True).print("interrupted; continue with --resume")
+        raise
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def test_compare_prints_a_table_and_can_be_finished_later(tmp_path):
         (["run", "absent.yaml"], "absent.yaml"),
         (["run", "demo", "--resume"], "there is no run under"),
         (["data", "check", "mnst"], "did you mean 'mnist'"),
+        (["report", "nowhere[bold]"], "nowhere[bold] is not a folder"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
@@ -137,6 +138,16 @@ def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
     assert code == 2
     assert errors.startswith("error: ")
     assert told in errors
+
+
+def test_ctrl_c_tells_how_to_go_on(typed, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmfl_fast.cli.run", interrupt)
+    code, _, errors = typed("run", "demo")
+    assert code == 130
+    assert errors == "interrupted; continue with --resume"
 
 
 def test_missing_data_tell_the_file_and_the_command(typed, monkeypatch, tmp_path):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 
+from mmfl_fast.data.arguments import require_choice
 from mmfl_fast.federation import Algorithm
 
 _PLACES = {
@@ -26,10 +26,6 @@ def get(name: str) -> type[Algorithm]:
     Raises:
         ValueError: unknown name; tells the nearest one.
     """
-    if name not in _PLACES:
-        near = difflib.get_close_matches(name, _PLACES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown algorithm {name!r}{hint} Known: {', '.join(_PLACES)}")
-    module, attribute = _PLACES[name]
+    module, attribute = _PLACES[require_choice("algorithm", name, _PLACES)]
     found: type[Algorithm] = getattr(import_module(f"mmfl_fast.algorithms.{module}"), attribute)
     return found

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from mmfl_fast import nn
@@ -28,6 +29,17 @@ class BackboneConfig(AlgorithmConfig):
     projection: bool = Field(True, description="off: classify f's output directly (Table 4)")
     learning_rate: float = Field(0.01, gt=0, description="eta_p, of phi, T and psi")
     global_learning_rate: float = Field(0.001, gt=0, description="eta_g, of f (and G)")
+
+    @model_validator(mode="after")
+    def _operator_fits(self) -> BackboneConfig:
+        if self.projection and self.operator_rows > self.width:
+            raise PydanticCustomError(
+                "operator_rows",
+                "operator_rows must not exceed width, so that T can have orthonormal rows; "
+                "got operator_rows {operator_rows} and width {width}",
+                {"operator_rows": self.operator_rows, "width": self.width},
+            )
+        return self
 
 
 class BackboneAlgorithm(Algorithm):

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from sklearn.cluster import SpectralClustering
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mmfl_fast import nn, ops
@@ -31,14 +32,14 @@ class M3FedConfig(BackboneConfig):
     lambda_: float = Field(0.6, ge=0, alias="lambda", description="pull between T and G")
     clusters: int = Field(4, ge=1, description="mu, number of update-direction clusters")
     clustering: Literal["spectral", "none"] = Field(
-        "spectral", description="none: plain average of f (Table 4, without clustering)"
+        "spectral", description="none: one cluster, plain average of f (Table 4, without clustering)"
     )
     similarity: Literal["pearson", "cosine"] = Field("pearson", description="sigma of Eq. 5")
     cluster_weights: Literal["uniform", "data"] = Field("uniform", description="of f inside a cluster")
     mixing: Literal["consensus", "none"] = Field(
         "consensus", description="none: every client keeps its G (Table 4, without collaboration matrix)"
     )
-    consensus_scale: Literal["median"] | float = Field(
+    consensus_scale: Literal["median"] | Annotated[float, Field(gt=0)] = Field(
         "median", description="s of exp(-rho2 / s); 1.0 is the literal Eq. 7, which underflows"
     )
     retraction: Literal["none", "qr"] = Field("none", description="orthonormalise T and G after each pass")
@@ -150,11 +151,8 @@ class M3Fed(BackboneAlgorithm):
         c = self.config
         learners = uploads.rows("f")
         affinity = ops.angular_similarity(learners, origin="mean", kind=c.similarity)
-        if c.clustering == "spectral":
-            labels = spectral_clusters(affinity, c.clusters)
-            share = torch.ones_like(weights) if c.cluster_weights == "uniform" else weights
-        else:
-            labels, share = torch.zeros(len(members), dtype=torch.int64), weights
+        labels = spectral_clusters(affinity, c.clusters if c.clustering == "spectral" else 1)
+        share = torch.ones_like(weights) if c.cluster_weights == "uniform" else weights
         belongs = torch.nn.functional.one_hot(labels).T.to(share) * share
         means = ops.mix(learners, belongs / belongs.sum(dim=1, keepdim=True))
 
@@ -233,7 +231,9 @@ def spectral_clusters(affinity: Tensor, clusters: int) -> Tensor:
     if count == clusters:
         return torch.arange(count)
     model = SpectralClustering(clusters, affinity="precomputed", random_state=0)
-    labels = model.fit_predict(affinity.cpu().numpy())
+    # On a matrix this small several threads are slower; and they sum in another order.
+    with threadpool_limits(1):
+        labels = model.fit_predict(affinity.cpu().numpy())
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return torch.from_numpy(np.argsort(np.argsort(first))[inverse])
 

@@ -46,7 +46,7 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> str:
 def suggestion(word: str, choices: Iterable[str]) -> str:
     """Return the tail of an error message: the nearest of ``choices`` if one is near, and all of them."""
     choices = list(choices)
-    near = difflib.get_close_matches(word, choices, n=1)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{hint} valid: {', '.join(choices)}"
 

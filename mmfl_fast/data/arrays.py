@@ -111,7 +111,8 @@ def _clients(clients: Array, count: int) -> tuple[tuple[str, ...], NDArray[np.in
     elif values.dtype.kind == "b":
         raise TypeError("clients must be integers or strings, got dtype bool")
     else:
-        ids = _integers("clients", values)
+        # Hashes are often uint64, of which int64 holds only half.
+        ids = values if values.dtype.kind == "u" else _integers("clients", values)
     unique, owner = np.unique(ids, return_inverse=True)
     return tuple(str(client) for client in unique.tolist()), owner.astype(np.int64)
 
@@ -187,6 +188,8 @@ def _integers(name: str, values: NDArray[np.generic]) -> NDArray[np.int64]:
         if not exact.all():
             row = int(np.flatnonzero(~exact)[0])
             raise ValueError(f"{name} must hold integers, got {values[row]} in row {row}")
+    if values.dtype.kind == "u" and values.size and int(values.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must fit in 64 signed bits, got {values.max()}")
     return values.astype(np.int64)
 
 
@@ -202,6 +205,9 @@ def _vector(name: str, value: Array, count: int | None = None) -> NDArray[np.gen
     array = _array(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape [samples], got shape {array.shape}")
+    if array.dtype.kind in "US" and isinstance(value, Sequence):
+        # NumPy has turned numbers among the strings, NaN too, into strings.
+        array = np.asarray(value, dtype=object)
     if count is not None:
         _require_length(name, array, count)
     if array.dtype.kind == "O" and all(isinstance(x, (int, float, np.number)) for x in array.tolist()):
@@ -219,10 +225,17 @@ def _require_length(name: str, array: NDArray[np.generic], count: int) -> None:
 
 def _array(name: str, value: Array) -> NDArray[np.generic]:
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use to_dense()")
         # NumPy has no bfloat16.
         tensor = value.detach().cpu()
         array: NDArray[np.generic] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return array
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; "
+            "rows that lack a modality are marked by `present`"
+        )
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:

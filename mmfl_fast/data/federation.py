@@ -64,7 +64,8 @@ class Client:
         task_index: position of that task in ``Federation.tasks``.
         train_rows: int64 row numbers of the task, ascending; may be empty.
         test_rows: int64 row numbers of the task, ascending; may be empty.
-        modalities: those present in at least one of its training rows, in the task's order.
+        modalities: those present in at least one of its training rows (test rows, if it has no others), in
+            the task's order.
     """
 
     index: int
@@ -102,7 +103,7 @@ class Federation:
             sizes = torch.bincount(task.owner, minlength=len(task.client_names)).tolist()
             for name, rows in zip(task.client_names, torch.split(order, sizes), strict=True):
                 train = rows[task.is_train[rows]]
-                held = task.present[train].any(dim=0).tolist()
+                held = task.present[train if len(train) else rows].any(dim=0).tolist()
                 clients.append(
                     Client(
                         index=len(clients),

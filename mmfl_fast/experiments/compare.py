@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
+import signal
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ Results = dict[str, dict[int, dict[str, Any]]]
 
 class UnequalEffortError(RuntimeError):
     """Methods of a comparison did not take the same optimiser steps over the same number of rows."""
+
+
+class CellError(RuntimeError):
+    """A cell of a comparison failed: the message names it, the cause is the cell's own error, if known."""
 
 
 def compare(
@@ -59,6 +65,7 @@ def compare(
 
     Raises:
         ValueError: unknown method or option, or a method named twice.
+        CellError: a cell failed, and the others were stopped.
         UnequalEffortError: the methods' optimiser steps or rows seen differ; says by how much.
     """
     if len(set(methods)) < len(methods):
@@ -70,8 +77,9 @@ def compare(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Workers must not inherit this process's threads, which fork would leave half alive.
     context = multiprocessing.get_context("spawn")
+    strangers = multiprocessing.active_children()
     with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+        jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)
     ) as pool:
         futures = {
             pool.submit(run_cell, experiment, method, seed, cell_folder(out, method, seed)): (method, seed)
@@ -79,10 +87,14 @@ def compare(
         }
         try:
             _watch(futures, lambda cell: _rounds_done(cell_folder(out, *cell)), experiment.rounds, progress)
-            for future in as_completed(futures):
-                future.result()
         except BaseException:
+            # A cell takes hours and can be killed at any instant: nobody waits for the ones under way.
             pool.shutdown(wait=False, cancel_futures=True)
+            workers = [p for p in multiprocessing.active_children() if p not in strangers]
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
             raise
     refuse_unequal_effort(out, methods, seeds)
     return {m: {s: _result(cell_folder(out, m, s)) for s in seeds} for m in methods}
@@ -138,15 +150,40 @@ def _watch(
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=0.5)
-            if any(future.exception() is not None for future in done):
-                return
+            for future in done:
+                _refuse_failed(future, *futures[future])
             finished = len(futures) - len(pending)
             bar.update(
                 task,
                 completed=sum(rounds_done(cell) for cell in futures.values()),
                 description=f"{finished} of {len(futures)} cells",
             )
-            time.sleep(0)
+
+
+def _refuse_failed(future: Future[None], method: str, seed: int) -> None:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise CellError(
+            "a worker process was killed, perhaps for want of memory; finish with --resume, with fewer --jobs"
+        )
+    if error is not None:
+        raise CellError(f"{method} with seed {seed}: {error}") from error
+
+
+def _start_worker(threads: int) -> None:
+    """Set a worker process up: torch's threads, and an end that the process which started it decides."""
+    torch.set_num_threads(threads)
+    # Ctrl-C reaches all processes of a terminal; who started the worker ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        # A killed parent cannot end its workers, which would go on in folders that --resume needs.
+        os._exit(1)
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:

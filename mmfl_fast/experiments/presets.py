@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mmfl_fast import algorithms, data
 from mmfl_fast.data import Federation
+from mmfl_fast.data.arguments import suggestion
 from mmfl_fast.federation import EngineConfig
 from mmfl_fast.federation.config import option_names, refuse_unknown, validated
 
@@ -60,21 +62,32 @@ class Experiment(BaseModel):
             refuse_unknown(options, own, f"config key of {method}")
 
     def federation(self, seed: int) -> Federation:
-        """Load the data; whatever is drawn for it is drawn from ``seed`` unless the YAML fixes one."""
+        """Load the data; whatever is drawn for it is drawn from ``seed`` unless the YAML fixes one.
+
+        Raises:
+            ValueError: an option is unknown (names the nearest) or absent, or its value does not fit.
+            FileNotFoundError: a file of the data set is not there; says how to get it.
+        """
+        try:
+            federation = self._loaded(seed)
+            for section, function in (("dirichlet", data.dirichlet), ("missing", data.with_missing)):
+                options = getattr(self, section)
+                if options is not None:
+                    federation = _applied(function, federation, {"seed": seed, **options}, section)
+        except TypeError as error:
+            # Whoever reads this wrote YAML: to them a wrong type is a wrong value.
+            raise ValueError(str(error)) from error
+        return federation
+
+    def _loaded(self, seed: int) -> Federation:
         options = dict(self.data)
         if "npz" in options:
             refuse_unknown(options, ["npz", "name", "num_classes", "seed"], "key of data")
-            federation = data.load_npz(options.pop("npz"), **{"seed": seed, **options})
-        else:
-            name = options.pop("name", None)
-            if name is None:
-                raise ValueError(f"data: needs `name` or `npz`; got the keys {sorted(options)}")
-            federation = data.load(name, **{"seed": seed, **options})
-        if self.dirichlet is not None:
-            federation = data.dirichlet(federation, **{"seed": seed, **self.dirichlet})
-        if self.missing is not None:
-            federation = data.with_missing(federation, **{"seed": seed, **self.missing})
-        return federation
+            return data.load_npz(options.pop("npz"), **{"seed": seed, **options})
+        name = options.pop("name", None)
+        if name is None:
+            raise ValueError(f"data: needs `name` or `npz`; got the keys {sorted(options)}")
+        return data.load(name, **{"seed": seed, **options})
 
     def described(self) -> dict[str, Any]:
         """Where the data came from, for a run's ``config.yaml``."""
@@ -113,17 +126,37 @@ def yaml_text(source: str) -> str:
         return Path(source).read_text(encoding="utf-8")
     known = preset_names()
     if source not in known:
-        near = difflib.get_close_matches(source, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown preset {source!r}{hint} Known: {', '.join(known)}, or a path ending in .yaml"
-        )
+        raise ValueError(f"unknown preset {source!r}{suggestion(source, known)}, or a path ending in .yaml")
     return (resources.files("mmfl_fast") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+
+
+def _applied(
+    function: Callable[..., Federation], federation: Federation, options: dict[str, Any], section: str
+) -> Federation:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    refuse_unknown(options, [p.name for p in parameters], f"key of {section}")
+    for p in parameters:
+        if p.default is p.empty and p.name not in options:
+            raise ValueError(f"{section}: needs {p.name!r}; got the keys {sorted(options)}")
+    return function(federation, **options)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes ``1e-3`` for a word, because it has no point; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text)
+        content = _yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(content, Mapping):
@@ -136,7 +169,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
     if not sign or not key:
         raise ValueError(f"--set takes key=value; got {change!r}")
     try:
-        value = yaml.safe_load(text)
+        value = _yaml(text)
     except yaml.YAMLError:
         raise ValueError(f"--set {key}: {text!r} is not a YAML value") from None
     top, _, rest = key.partition(".")
@@ -151,6 +184,9 @@ def _apply(content: dict[str, Any], change: str) -> None:
     path = key.split(".") if rest else ["config", key]
     place = content
     for step in path[:-1]:
-        place[step] = dict(place.get(step) or {})
+        inner = place.get(step)
+        if not isinstance(inner, Mapping | None):
+            raise ValueError(f"--set {key}: {step} is {inner!r}, which has no keys inside")
+        place[step] = dict(inner or {})
         place = place[step]
     place[path[-1]] = value

@@ -41,7 +41,9 @@ def run(
         Final scores, history and state.
 
     Raises:
-        ValueError: unknown algorithm or option (with the nearest valid name), or a value that does not fit.
+        ValueError: unknown algorithm or option (with the nearest valid name), a value that does not fit,
+            or ``resume`` without ``out``.
+        RunDirectoryError, CheckpointError: ``out`` holds something else, or is in use, or is damaged.
         TypeError: ``federation`` or ``algorithm`` is something else.
         DivergedError: training produced non-finite parameters.
     """
@@ -57,6 +59,8 @@ def run(
         raise ValueError(f"rounds must be an integer of at least 1; got {rounds!r}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
+    if resume and out is None:
+        raise ValueError("resume needs out, the folder of the run to continue")
     engine, own = split_options(config or {}, EngineConfig, kind.Config)
     resolved = {**engine.model_dump(by_alias=True), **own.model_dump(by_alias=True)}
     return simulate(

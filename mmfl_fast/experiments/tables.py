@@ -142,7 +142,8 @@ def terminal_table(table: ScoreTable) -> Table:
     )
     shown.add_column("method", no_wrap=True)
     for column in table.columns:
-        shown.add_column(Text(column), justify="right")
+        # Folded, because a number that is cut off is a wrong number.
+        shown.add_column(Text(column), justify="right", overflow="fold")
     for method, scores in table.rows.items():
         cells = [
             Text(str(score), style="bold green" if table.is_best(method, i) else "")
@@ -158,7 +159,9 @@ _PIPE_WIDTH = 200
 def print_table(table: ScoreTable) -> None:
     """Print to the terminal; into a file or a pipe at full width."""
     console = Console()
-    console.print(terminal_table(table), width=None if console.is_terminal else _PIPE_WIDTH)
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    console.print(terminal_table(table))
 
 
 def markdown_table(table: ScoreTable) -> str:

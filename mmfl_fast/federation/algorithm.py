@@ -84,7 +84,7 @@ class Phase:
 class AlgorithmConfig(BaseModel):
     """Options every algorithm has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     batch_size: int = Field(64, ge=1, description="rows per optimiser step")
     local_epochs: int = Field(4, ge=1, description="local epochs per round")

@@ -24,10 +24,10 @@ class ClientWorkers:
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
         if self._threads > 1:
-            # torch reads the limit once per new thread, so the pool is filled while it is one.
-            with one_torch_thread():
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmfl-client")
-                list(self._pool.map(lambda _: torch.get_num_threads(), range(self._threads)))
+            # A new thread starts with OpenMP's own limit, and a matrix product does not ask torch for its.
+            self._pool = ThreadPoolExecutor(
+                self._threads, "mmfl-client", initializer=torch.set_num_threads, initargs=(1,)
+            )
         self._limits_torch = device.type == "cpu"
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

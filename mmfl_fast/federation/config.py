@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmfl_fast.data.arguments import suggestion
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -14,7 +15,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class EngineConfig(BaseModel):
     """Options of the engine, the same for every algorithm."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients drawn each round")
     standardise: bool = Field(True, description="inputs of zero mean and unit scale, per task and modality")
@@ -42,9 +43,7 @@ def refuse_unknown(given: Mapping[str, Any], known: list[str], what: str) -> Non
     """
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {what} {key!r}{hint} Known: {', '.join(sorted(known))}")
+            raise ValueError(f"unknown {what} {key!r}{suggestion(str(key), sorted(known))}")
 
 
 def split_options(options: Mapping[str, Any], first: type[Model], second: type[BaseModel]) -> tuple[Any, Any]:
@@ -71,5 +70,9 @@ def validated(model: type[Model], options: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(dict(options))
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()]
+        # A rule about several options has no place of its own and says itself what came.
+        problems = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" if e["loc"] else e["msg"]
+            for e in error.errors()
+        ]
         raise ValueError("; ".join(problems)) from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import yaml
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import State
-from mmfl_fast.federation.checkpoints import AnyState, read_checkpoint, write_checkpoint
+from mmfl_fast.federation.checkpoints import AnyState, CheckpointError, read_checkpoint, write_checkpoint
 
 # A run may be continued for longer and by another command line; everything else fixes its numbers.
 _MAY_CHANGE = {"rounds", "command"}
@@ -23,7 +25,9 @@ class RunDirectoryError(RuntimeError):
 
 
 class RunDirectory:
-    """Files of one run.
+    """Files of one run, which one process at a time may work on.
+
+    Nothing that a run has written changes before :meth:`restore` and :meth:`describe`.
 
     Args:
         path: folder; made if absent.
@@ -31,35 +35,56 @@ class RunDirectory:
         resume: continue from the newest checkpoint if there is one.
 
     Raises:
-        RunDirectoryError: there is a run already and ``resume`` is off, or its config differs.
+        RunDirectoryError: there is a run already and ``resume`` is off, its config differs or cannot be
+            read, or another process is working on it.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], resume: bool) -> None:
         self.path = path
+        self._described = dict(config)
         self._metrics = path / "metrics.jsonl"
         self._config = path / "config.yaml"
+        self._checkpoints = path / "checkpoints"
         path.mkdir(parents=True, exist_ok=True)
-        if self._config.exists():
-            if not resume:
-                raise RunDirectoryError(
-                    f"{path} already holds a run: continue it with resume (--resume) or choose another folder"
-                )
-            self._refuse_other(config)
-        write_atomically(self._config, yaml.safe_dump(dict(config), sort_keys=False))
+        self._lock = _locked(path)
+        try:
+            self._refuse_other(resume)
+        except BaseException:
+            self.close()
+            raise
 
-    def _refuse_other(self, config: Mapping[str, Any]) -> None:
-        before = yaml.safe_load(self._config.read_text()) or {}
+    def close(self) -> None:
+        """Let other processes work on the folder."""
+        os.close(self._lock)
+
+    def _refuse_other(self, resume: bool) -> None:
+        if not self._config.exists() and not self._checkpoints.exists():
+            return
+        if not resume:
+            raise RunDirectoryError(
+                f"{self.path} already holds a run: "
+                "continue it with resume (--resume) or choose another folder"
+            )
+        try:
+            before = _flat(yaml.safe_load(self._config.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+            told = " ".join(str(error).split())
+            raise RunDirectoryError(
+                f"{self._config} cannot be read, so it is unknown what run this is ({told})"
+            ) from error
+        now = _flat(self._described)
         differing = sorted(
             key
-            for key in before.keys() | config.keys()
-            if key not in _MAY_CHANGE and before.get(key) != config.get(key)
+            for key in before.keys() | now.keys()
+            if key not in _MAY_CHANGE and before.get(key) != now.get(key)
         )
         if differing:
-            told = "; ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in differing)
+            told = "; ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in differing)
             raise RunDirectoryError(f"{self.path} holds a run with another config ({told})")
 
-    def describe_clients(self, clients: Sequence[Client]) -> None:
-        """Write ``clients.json``: who took part, for the report."""
+    def describe(self, clients: Sequence[Client]) -> None:
+        """Write ``config.yaml`` and, for the report, ``clients.json``: who took part."""
+        write_atomically(self._config, yaml.safe_dump(self._described, sort_keys=False))
         described = [
             {
                 "name": c.name,
@@ -76,26 +101,35 @@ class RunDirectory:
         """Return state, rounds done and metrics so far; those of ``template`` and none on a fresh run.
 
         Metrics written after the checkpoint are cut off: those rounds are computed again.
+
+        Raises:
+            CheckpointError: the newest checkpoint or the metrics of its rounds are damaged or gone.
         """
-        found = read_checkpoint(self.path / "checkpoints", template)
+        found = read_checkpoint(self._checkpoints, template)
         if found is None:
             self._metrics.write_text("")
             return template, 0, []
         state, meta = found
-        with self._metrics.open("r+") as file:
-            file.truncate(meta["metrics_bytes"])
-        lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-        return state, meta["rounds_done"], lines
+        done = meta["rounds_done"]
+        try:
+            whole = self._metrics.read_bytes()[: meta["metrics_bytes"]]
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._metrics} cannot be read ({error!r})") from error
+        if [line["round"] for line in lines] != list(range(1, done + 1)):
+            raise CheckpointError(f"{self._metrics} does not hold rounds 1 to {done} of the checkpoint")
+        os.truncate(self._metrics, len(whole))
+        return state, done, lines
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one JSON line."""
-        with self._metrics.open("a") as file:
+        with _naming(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def checkpoint(self, rounds_done: int, state: State) -> None:
         """Keep the state so that a resumed run continues from here."""
         meta = {"metrics_bytes": self._metrics.stat().st_size}
-        write_checkpoint(self.path / "checkpoints", rounds_done, state, meta)
+        write_checkpoint(self._checkpoints, rounds_done, state, meta)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``; its presence says that the run is complete."""
@@ -105,8 +139,40 @@ class RunDirectory:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that is either whole or as it was before; text is UTF-8."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with _naming(path):
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of writing: a full disk does not tell what it could not hold."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+def _locked(folder: Path) -> int:
+    """Descriptor of the folder's lock file; the lock ends when it is closed or the process dies."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunDirectoryError(f"another process is working on {folder}") from None
+    return descriptor
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, Mapping) and value
+        flat.update(_flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value})
+    return flat

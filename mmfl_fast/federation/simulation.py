@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,47 +79,47 @@ def simulate(
         label: of the bar.
 
     Raises:
+        ValueError: no client has a training row, or the run in ``out`` has more rounds behind it.
+        RunDirectoryError, CheckpointError: ``out`` holds something else, or is in use, or is damaged.
         DivergedError: a client's parameters became non-finite; names the client and the round.
     """
     engine = engine or EngineConfig()
-    run = _Run(federation, algorithm, seed, engine)
-    directory = None
-    state, done = run.initial_state, 0
+    if not any(len(c.test_rows) for c in federation.clients):
+        warnings.warn(f"federation {federation.name!r} has no test row: its scores are NaN", stacklevel=2)
     lines: list[dict[str, Any]] = []
-    if out is not None:
-        config = {**(described or {}), "rounds": rounds, "seed": seed, "data_digest": digest(federation)}
-        directory = RunDirectory(out, config, resume)
-        directory.describe_clients(federation.clients)
-        state, done, lines = directory.restore(state)
-        state = to_device(state, run.device)
-    if done > rounds:
-        raise ValueError(f"rounds: the run in {out} has {done} rounds behind it; got {rounds}")
-
     evaluation: Evaluation | None = None
-    try:
-        with RoundProgress(label or type(algorithm).__name__, rounds, done, progress) as bar:
-            for number in range(done, rounds):
-                state, line = run.round(state, number)
-                last = number + 1 == rounds
-                if last or (number + 1) % engine.evaluate_every == 0:
-                    evaluation = run.evaluate(state)
-                    scores = evaluation.as_dict()
-                    del scores["per_client"]
-                    line.update(scores)
-                lines.append(line)
-                if directory is not None:
-                    directory.append_metrics(line)
-                    if last or (number + 1) % engine.checkpoint_every == 0:
-                        directory.checkpoint(number + 1, state)
-                bar.advance(line)
+    directory: RunDirectory | None = None
+    with ExitStack() as stack:
+        run = stack.enter_context(closing(_Run(federation, algorithm, seed, engine)))
+        state, done = run.initial_state, 0
+        if out is not None:
+            config = {**(described or {}), "rounds": rounds, "seed": seed, "data_digest": digest(federation)}
+            directory = stack.enter_context(closing(RunDirectory(out, config, resume)))
+            state, done, lines = directory.restore(state)
+            state = to_device(state, run.device)
+            if done > rounds:
+                raise ValueError(f"rounds: the run in {out} has {done} rounds behind it; got {rounds}")
+            directory.describe(federation.clients)
+        bar = stack.enter_context(RoundProgress(label or type(algorithm).__name__, rounds, done, progress))
+        for number in range(done, rounds):
+            state, line = run.round(state, number)
+            last = number + 1 == rounds
+            if last or (number + 1) % engine.evaluate_every == 0:
+                evaluation = run.evaluate(state)
+                scores = evaluation.as_dict()
+                del scores["per_client"]
+                line.update(scores)
+            lines.append(line)
+            if directory is not None:
+                directory.append_metrics(line)
+                if last or (number + 1) % engine.checkpoint_every == 0:
+                    directory.checkpoint(number + 1, state)
+            bar.advance(line)
         if evaluation is None:
             evaluation = run.evaluate(state)
-    finally:
-        run.close()
-
-    final = evaluation.as_dict()
-    if directory is not None:
-        directory.finish({**final, "per_client": final["per_client"].tolist(), "rounds": rounds})
+        final = evaluation.as_dict()
+        if directory is not None:
+            directory.finish({**final, "per_client": final["per_client"].tolist(), "rounds": rounds})
     return RunResult(final, [line for line in lines if "accuracy" in line], state, out)
 
 
@@ -125,7 +127,8 @@ def digest(federation: Federation) -> str:
     """Hash of all rows, labels, owners and splits: two federations of one digest train alike."""
     hasher = hashlib.blake2b(digest_size=16)
     for task in federation.tasks:
-        hasher.update(repr((task.name, task.modalities, task.num_classes, task.client_names)).encode())
+        shapes = {name: tuple(tensor.shape) for name, tensor in task.inputs.items()}
+        hasher.update(repr((task.name, shapes, task.num_classes, task.client_names)).encode())
         for tensor in (*task.inputs.values(), task.present, task.labels, task.owner, task.is_train):
             hasher.update(tensor.cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()
@@ -237,12 +240,15 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:index]'; got {name!r} ({error})") from None
+    except RuntimeError:
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:index]'; got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:index]'; got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no GPU here")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device {name!r} was asked for, but torch sees {count} GPUs here")
     return device
 
 

@@ -56,6 +56,12 @@ def test_fedavg_groups_by_the_modalities_held(toy_federation):
     assert all(len(kinds) == 1 for kinds in groups.values())
 
 
+@pytest.mark.parametrize("method", ["fedavg", "cross-fedavg"])
+def test_a_client_with_test_rows_only_gets_the_model_of_its_group(federation_with_an_empty_client, method):
+    result = mf.run(federation_with_an_empty_client, method, rounds=1, config=SMALL)
+    assert result.state.group.tolist() == [0, 0, 0]
+
+
 def test_cross_fedavg_averages_the_learner_over_everyone(mixed_federation):
     algorithm, state, alone = one_round(mixed_federation, "cross-fedavg")
     clients = mixed_federation.clients

@@ -181,12 +181,13 @@ def test_literal_equation_seven_underflows_and_the_default_does_not(mixed_federa
     assert off_diagonal.min() > 1e-3
 
 
-def test_without_clustering_everyone_gets_the_weighted_mean(mixed_federation):
-    algorithm, state = build(mixed_federation, clustering="none")
+@pytest.mark.parametrize("weights", ["uniform", "data"])
+def test_without_clustering_everyone_gets_one_mean(mixed_federation, weights):
+    algorithm, state = build(mixed_federation, clustering="none", cluster_weights=weights)
     clients, params = one_round(mixed_federation, algorithm, state)
     new = aggregate(algorithm, state, clients, params)
     assert new.clusters.unique().tolist() == [0]
-    sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64)
+    sizes = torch.tensor([c.num_train if weights == "data" else 1 for c in clients], dtype=torch.float64)
     stacked = torch.stack([p["f.0.bias"].double() for p in params])
     expected = ((sizes / sizes.sum()) @ stacked).float()
     torch.testing.assert_close(

@@ -29,6 +29,14 @@ def test_modalities_of_a_client_are_those_of_its_training_rows():
     assert [client.modalities for client in fed.clients] == [("a",), ("b",)]
 
 
+def test_modalities_of_a_client_without_training_rows_are_those_of_its_test_rows():
+    x = [[1.0]] * 2
+    fed = from_arrays(
+        {"a": x, "b": x}, [0, 0], ["k", "l"], ["train", "test"], present=[[True, True], [False, True]]
+    )
+    assert [client.modalities for client in fed.clients] == [("a", "b"), ("b",)]
+
+
 def test_a_federation_prints_as_a_summary(make_federation):
     fed = make_federation(rows=100, clients=3)
     assert repr(fed) == (

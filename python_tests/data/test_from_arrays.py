@@ -151,6 +151,11 @@ def test_default_split_spreads_over_the_rows():
     assert 60 < int(tested[:500].sum()) < 140
 
 
+def test_client_ids_may_be_hashes_of_64_bits():
+    ids = np.array([2**64 - 1, 5, 2**63], dtype=np.uint64).repeat(2)
+    assert only_task({"a": X}, Y, ids).client_names == ("5", str(2**63), str(2**64 - 1))
+
+
 @pytest.mark.parametrize("form", ["array", "mapping", "partial", "integers"])
 def test_absent_modalities_are_zeroed_whatever_they_held(form):
     a, b = X.copy(), X.copy() + 1
@@ -181,6 +186,15 @@ def with_nan(row):
     [
         ({"modalities": {"a": X, "b": X[:5]}}, ValueError, r"modalities\['b'\] has 5 rows, but labels has 6"),
         ({"clients": WHO[:5]}, ValueError, "clients has 5 rows, but labels has 6"),
+        (
+            {"clients": [1, "a"] * 3},
+            TypeError,
+            "clients must hold integers or strings, not both, got 1 in row 0",
+        ),
+        ({"clients": ["a", np.nan] * 3}, TypeError, "not both, got nan in row 1"),
+        ({"labels": np.full(6, 2**63, np.uint64)}, ValueError, "labels must fit in 64 signed bits"),
+        ({"modalities": {"a": torch.tensor(X).to_sparse()}}, TypeError, r"modalities\['a'\] must be a dense"),
+        ({"modalities": {"a": np.ma.masked_less(X, 0)}}, TypeError, r"modalities\['a'\] is a masked array"),
         ({"split": SPLIT[:5]}, ValueError, "split has 5 rows, but labels has 6"),
         ({"labels": Y[:5]}, ValueError, "clients has 6 rows, but labels has 5"),
         ({"modalities": {}}, ValueError, "modalities is empty"),

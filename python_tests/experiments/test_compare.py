@@ -1,9 +1,17 @@
 import json
 import math
+import multiprocessing
+import time
 
 import pytest
 
-from mmfl_fast.experiments.compare import UnequalEffortError, cell_folder, compare, refuse_unequal_effort
+from mmfl_fast.experiments.compare import (
+    CellError,
+    UnequalEffortError,
+    cell_folder,
+    compare,
+    refuse_unequal_effort,
+)
 from mmfl_fast.experiments.presets import load_experiment
 
 TINY = ["rounds=2", "width=8", "operator_rows=4", "layers=1", "local_epochs=1"]
@@ -56,3 +64,13 @@ def test_methods_are_checked_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="unknown algorithm 'fedavgg'; did you mean 'fedavg'"):
         compare(experiment, ["fedavgg"], [0], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_cell_is_named_and_stops_the_others(tmp_path):
+    endless = [*TINY, "rounds=100000", "methods.local.learning_rate=1e30"]
+    began = time.monotonic()
+    with pytest.raises(CellError, match=r"local with seed 0: client .* non-finite") as raised:
+        compare(load_experiment("demo", endless), ["local", "fedavg"], [0], tmp_path, jobs=2)
+    assert "DivergedError" in repr(raised.value.__cause__)
+    assert time.monotonic() - began < 60
+    assert not multiprocessing.active_children()

@@ -44,11 +44,32 @@ def test_options_of_one_method():
         ("demo", ["rounds=0"], "rounds.*greater than or equal to 1.*got 0"),
         ("demo", ["dta.alpha=1"], "sections are data.*got 'dta'"),
         ("demo", ["rounds=[1"], "not a YAML value"),
+        ("demo", ["data.name.x=1"], "--set data.name.x: name is 'demo', which has no keys inside"),
     ],
 )
 def test_mistakes_are_told(source, changes, told):
     with pytest.raises(ValueError, match=told):
         load_experiment(source, changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.alhpa=1", "unknown option 'alhpa'.*did you mean 'alpha'"),
+        ("data.alpha=much", "alpha must be a number, got 'much'"),
+        ("dirichlet.alhpa=1", "unknown key of dirichlet 'alhpa'; did you mean 'alpha'"),
+        ("missing.rat=0.5", "unknown key of missing 'rat'; did you mean 'rate'"),
+        ("missing.level=sample", r"missing: needs 'rate'; got the keys \['level', 'seed'\]"),
+    ],
+)
+def test_mistakes_in_the_data_are_told(change, told):
+    with pytest.raises(ValueError, match=told):
+        load_experiment("demo", [change]).federation(0)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.e-3", "+1E-3", "0.001"])
+def test_a_power_of_ten_is_a_number_without_a_point_too(text):
+    assert load_experiment("demo", [f"data.alpha={text}"]).data["alpha"] == 0.001
 
 
 def test_unknown_options_name_the_nearest():

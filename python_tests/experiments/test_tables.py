@@ -12,6 +12,7 @@ from mmfl_fast.experiments.tables import (
     accuracy_table,
     macro_f1_table,
     markdown_table,
+    print_table,
     scores_csv,
     summary_csv,
     terminal_table,
@@ -148,6 +149,22 @@ def test_comparison_fits_eighty_columns(results: dict) -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(terminal_table(accuracy_table(results)))
     assert str(accuracy_table(results).rows["local"][2]) in console.file.getvalue()
+
+
+def test_into_a_pipe_every_number_stands_on_its_line(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    scores = {"accuracy": 0.5, "macro_f1": 0.5}
+    wide = {**scores, "per_dataset": {f"data-set-{i}": scores for i in range(6)}}
+    print_table(accuracy_table({"local": {0: wide, 1: wide}}))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.count("50.00 ± 0.00") == 7 for line in lines)
+    assert any("data-set-5" in line for line in lines)
+
+
+def test_a_narrow_terminal_cuts_no_number() -> None:
+    console = Console(width=24, file=io.StringIO())
+    console.print(terminal_table(accuracy_table({"local": {0: result(0.5, 0.25)}})))
+    assert "…" not in console.file.getvalue()
 
 
 def test_write_tables(results: dict, tmp_path) -> None:

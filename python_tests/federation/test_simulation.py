@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_chunks_change_nothing_but_rounding(toy_federation, method):
         # Pearson of nearly parallel updates has an infinite slope in its angle: rounding shows there more.
         tolerance = 1e-3 if name == "affinity" else 1e-5
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)
+
+
+def test_chunks_change_nothing_but_rounding_with_every_switch_on(toy_federation):
+    thinned = data.with_missing(toy_federation, rate=0.5, level="sample", rule="independent")
+    switches = {**SMALL, "participation": 0.7, "retraction": "qr", "meta_gradient": "hessian-free"}
+    alone, stacked = (
+        state_tensors(mf.run(thinned, "m3fed", rounds=2, config={**switches, "chunk": chunk}).state)
+        for chunk in (1, 4)
+    )
+    for name in alone.keys() - {"affinity"}:
+        torch.testing.assert_close(alone[name], stacked[name], rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
 
 
 def test_history_holds_evaluated_rounds_and_metrics_all(toy_federation, tmp_path):
@@ -163,6 +175,7 @@ def test_nobody_to_train_is_an_error():
         ({"seed": -1}, "seed must be a non-negative integer; got -1"),
         ({"config": {"device": "tpu"}}, "device must be"),
         ({"config": {"lamda": 1.0}}, "did you mean 'lambda'"),
+        ({"resume": True}, "resume needs out"),
     ],
 )
 def test_wrong_arguments_are_named(toy_federation, arguments, told):
@@ -187,6 +200,17 @@ def test_a_gpu_that_is_not_there_is_an_error():
             resolve_device("cuda")
 
 
+def test_scores_without_a_test_row_are_told_to_be_missing():
+    federation = data.from_arrays({"x": np.eye(4)}, [0, 1, 0, 1], [0, 0, 1, 1], ["train"] * 4)
+    with pytest.warns(UserWarning, match="has no test row: its scores are NaN"):
+        result = mf.run(federation, "local", rounds=1, config=SMALL)
+    assert math.isnan(result.final["accuracy"])
+
+
 def test_the_digest_tells_federations_apart(toy_federation):
     assert digest(toy_federation) == digest(toy_federation)
     assert digest(toy_federation) != digest(data.with_missing(toy_federation, rate=0.9, seed=1))
+    flat, square = (
+        data.from_arrays({"x": np.ones((4, *shape))}, [0, 1, 0, 1], [0, 0, 1, 1]) for shape in ((4,), (2, 2))
+    )
+    assert digest(flat) != digest(square)
