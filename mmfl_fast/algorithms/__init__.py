@@ -14,6 +14,7 @@ _PLACES = {
     "m3fed": ("m3fed", "M3Fed"),
     "pcgrad": ("pcgrad", "PCGrad"),
     "mat-fl": ("mat_fl", "MaTFL"),
+    "fedmsplit": ("fedmsplit", "FedMSplit"),
 }
 
 
