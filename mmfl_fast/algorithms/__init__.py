@@ -15,6 +15,7 @@ _PLACES = {
     "pcgrad": ("pcgrad", "PCGrad"),
     "mat-fl": ("mat_fl", "MaTFL"),
     "fedmsplit": ("fedmsplit", "FedMSplit"),
+    "meta-har": ("meta_har", "MetaHAR"),
 }
 
 

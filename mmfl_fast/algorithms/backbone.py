@@ -56,11 +56,13 @@ class BackboneAlgorithm(Algorithm):
 
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """``psi(T f(phi(x)))``: logits ``[B, C]``."""
+        return nn.linear(params, "psi", self.embed(params, inputs))
+
+    def embed(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """``T f(phi(x))``: ``[B, operator_rows]``; without projection ``f(phi(x))``, ``[B, width]``."""
         h = F.relu(nn.modality_input(params, "phi", inputs.values, inputs.present))
         h = nn.mlp(params, "f", self.config.layers, h)
-        if self.config.projection:
-            h = F.linear(h, params["T"])
-        return nn.linear(params, "psi", h)
+        return F.linear(h, params["T"]) if self.config.projection else h
 
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """Cross-entropy."""

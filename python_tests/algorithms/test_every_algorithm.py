@@ -12,7 +12,11 @@ SMALL = {"width": 8, "operator_rows": 4, "layers": 2, "batch_size": 8, "local_ep
 
 def variants(methods):
     """Every method, and the settings of some that take another path through the server."""
-    more = {"mat-fl": [{"grouping": "hard", "clusters": 2}], "m3fed": [{"clusters": 2}]}
+    more = {
+        "m3fed": [{"clusters": 2}],
+        "mat-fl": [{"grouping": "hard", "clusters": 2}],
+        "meta-har": [{"head": "fresh", "local_epochs": 3}],
+    }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
 
 
