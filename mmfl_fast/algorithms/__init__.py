@@ -16,6 +16,7 @@ _PLACES = {
     "mat-fl": ("mat_fl", "MaTFL"),
     "fedmsplit": ("fedmsplit", "FedMSplit"),
     "meta-har": ("meta_har", "MetaHAR"),
+    "per-fedavg": ("per_fedavg", "PerFedAvg"),
 }
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from mmfl_fast import nn, ops
 from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig, split_learner
+from mmfl_fast.algorithms.batch_parts import interleaved
 from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
 from mmfl_fast.algorithms.clusters import spectral_clusters
 from mmfl_fast.data import Client, Federation
-from mmfl_fast.federation import Batch, ClientState, Context, Inputs, Phase, State, Uploads
+from mmfl_fast.federation import Batch, ClientState, Context, Phase, State, Uploads
 
 
 class M3FedConfig(BackboneConfig):
@@ -196,17 +197,11 @@ class M3Fed(BackboneAlgorithm):
         def on(half: Batch) -> Callable[[ClientState], Tensor]:
             return lambda f: self.loss({**fixed, **f}, half, context)
 
-        # Every other row, so that padding behind the last row of a batch changes neither half.
+        support, query = interleaved(batch, 2)
         return nn.adapted_loss(
-            on(every_other_row(batch, 0)),
-            on(every_other_row(batch, 1)),
+            on(support),
+            on(query),
             moving,
             self.config.global_learning_rate,
             hessian_free=self.config.meta_gradient == "hessian-free",
         )
-
-
-def every_other_row(batch: Batch, first: int) -> Batch:
-    """Rows ``first``, ``first + 2``, ... of a batch."""
-    values = {n: x[first::2] for n, x in batch.inputs.values.items()}
-    return Batch(Inputs(values, batch.inputs.present[first::2]), batch.labels[first::2])

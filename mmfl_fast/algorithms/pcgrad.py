@@ -35,13 +35,11 @@ class PCGradState(State):
     Attributes:
         seed: int64 scalar, of the orders in which clients visit each other.
         round: int64 scalar, number of the next round.
-        visitors: int64 scalar, clients of the federation.
         conflicts: float64 scalar, share of the pairs of the last round with a negative inner product.
     """
 
     seed: Tensor
     round: Tensor
-    visitors: Tensor
     conflicts: Tensor
 
 
@@ -58,7 +56,6 @@ class PCGrad(PlainTraining):
             personal=own,
             seed=torch.randint(2**62, (), generator=generator),
             round=torch.tensor(0),
-            visitors=torch.tensor(len(federation.clients)),
             conflicts=torch.tensor(0.0, dtype=torch.float64),
         )
 
@@ -83,7 +80,7 @@ class PCGrad(PlainTraining):
         members = np.array([c.index for c in uploads.clients])
         orders = [
             stream(int(state.seed), Purpose.SERVER, int(state.round), int(client))
-            .permutation(int(state.visitors))[members]
+            .permutation(len(state.personal))[members]
             .argsort()
             for client in members
         ]

@@ -16,6 +16,7 @@ def variants(methods):
         "m3fed": [{"clusters": 2}],
         "mat-fl": [{"grouping": "hard", "clusters": 2}],
         "meta-har": [{"head": "fresh", "local_epochs": 3}],
+        "per-fedavg": [{"meta_gradient": "hessian-free"}],
     }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
 
