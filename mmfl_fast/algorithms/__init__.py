@@ -12,6 +12,11 @@ _PLACES = {
     "fedavg": ("fedavg", "FedAvg"),
     "cross-fedavg": ("cross_fedavg", "CrossFedAvg"),
     "m3fed": ("m3fed", "M3Fed"),
+    "pcgrad": ("pcgrad", "PCGrad"),
+    "mat-fl": ("mat_fl", "MaTFL"),
+    "fedmsplit": ("fedmsplit", "FedMSplit"),
+    "meta-har": ("meta_har", "MetaHAR"),
+    "per-fedavg": ("per_fedavg", "PerFedAvg"),
 }
 
 

@@ -7,6 +7,7 @@ low-rank space, ``psi`` classifies (M3Fed, section 3; papers.md 1.2).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,17 @@ from torch import Tensor
 
 from mmfl_fast import nn
 from mmfl_fast.data import Federation, Task
-from mmfl_fast.federation import Algorithm, AlgorithmConfig, Batch, ClientState, Context, Inputs, Sgd
+from mmfl_fast.federation import (
+    Algorithm,
+    AlgorithmConfig,
+    Batch,
+    ClientState,
+    Context,
+    Inputs,
+    ParameterTable,
+    Sgd,
+    part_of,
+)
 
 
 class BackboneConfig(AlgorithmConfig):
@@ -57,11 +68,13 @@ class BackboneAlgorithm(Algorithm):
 
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """``psi(T f(phi(x)))``: logits ``[B, C]``."""
+        return nn.linear(params, "psi", self.embed(params, inputs))
+
+    def embed(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """``T f(phi(x))``: ``[B, operator_rows]``; without projection ``f(phi(x))``, ``[B, width]``."""
         h = F.relu(nn.modality_input(params, "phi", inputs.values, inputs.present))
         h = nn.mlp(params, "f", self.config.layers, h)
-        if self.config.projection:
-            h = F.linear(h, params["T"])
-        return nn.linear(params, "psi", h)
+        return F.linear(h, params["T"]) if self.config.projection else h
 
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """Cross-entropy."""
@@ -81,3 +94,12 @@ class BackboneAlgorithm(Algorithm):
                 "psi", c.operator_rows if c.projection else c.width, task.num_classes, generator
             ),
         }
+
+
+def split_learner(
+    federation: Federation, models: Sequence[ClientState]
+) -> tuple[ClientState, ParameterTable]:
+    """The start of ``f``, one for all, and every client's own copy of the rest of its task's start."""
+    learner = {n: t for n, t in models[0].items() if part_of(n) == "f"}
+    rest = [{n: t for n, t in model.items() if part_of(n) != "f"} for model in models]
+    return learner, ParameterTable({c.index: rest[c.task_index] for c in federation.clients})

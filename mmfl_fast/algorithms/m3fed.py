@@ -13,17 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
-from sklearn.cluster import SpectralClustering
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mmfl_fast import nn, ops
-from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig
+from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig, split_learner
+from mmfl_fast.algorithms.batch_parts import interleaved
+from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.clusters import spectral_clusters
 from mmfl_fast.data import Client, Federation
-from mmfl_fast.federation import Batch, ClientState, Context, Inputs, ParameterTable, Phase, State, Uploads
+from mmfl_fast.federation import Batch, ClientState, Context, Phase, State, Uploads
 
 
 class M3FedConfig(BackboneConfig):
@@ -78,20 +78,16 @@ class M3Fed(BackboneAlgorithm):
         """All ``f``, ``T`` and ``G`` start equal: otherwise Eq. 7 is degenerate from the first round."""
         models = self.initial_models(federation, generator)
         count = len(federation.clients)
-        own = {
-            c.index: {n: t for n, t in models[c.task_index].items() if not n.startswith("f.")}
-            for c in federation.clients
-        }
+        learner, own = split_learner(federation, models)
         operator = models[0]["T"] if self.config.projection else torch.empty(0, 0)
-        unknown = torch.full((count, count), torch.nan, dtype=torch.float64)
         return M3FedState(
-            shared={n: t.unsqueeze(0) for n, t in models[0].items() if n.startswith("f.")},
-            personal=ParameterTable(own),
+            shared={n: t.unsqueeze(0) for n, t in learner.items()},
+            personal=own,
             slot=torch.zeros(count, dtype=torch.int64),
             operators=operator.expand(count, *operator.shape).clone(),
             clusters=torch.full((count,), -1),
-            affinity=unknown,
-            consensus=unknown.clone(),
+            affinity=unknown_pairs(count),
+            consensus=unknown_pairs(count),
         )
 
     def broadcast(self, state: M3FedState, client: Client) -> ClientState:
@@ -171,7 +167,7 @@ class M3Fed(BackboneAlgorithm):
             },
             slot=slot,
             clusters=clusters,
-            affinity=_scatter(affinity, members, len(slot)),
+            affinity=known_pairs(affinity, members, len(slot)),
         )
 
     def _mix_operators(
@@ -184,7 +180,7 @@ class M3Fed(BackboneAlgorithm):
             uploaded = ops.consensus_mix(uploaded, matrix)
         operators = state.operators.clone()
         operators[members] = uploaded
-        return replace(state, operators=operators, consensus=_scatter(matrix, members, len(operators)))
+        return replace(state, operators=operators, consensus=known_pairs(matrix, members, len(operators)))
 
     def _retract(self, names: tuple[str, ...]) -> Callable[[ClientState], ClientState] | None:
         if self.config.retraction == "none":
@@ -198,47 +194,11 @@ class M3Fed(BackboneAlgorithm):
         def on(half: Batch) -> Callable[[ClientState], Tensor]:
             return lambda f: self.loss({**fixed, **f}, half, context)
 
-        # Every other row, so that padding behind the last row of a batch changes neither half.
+        support, query = interleaved(batch, 2)
         return nn.adapted_loss(
-            on(every_other_row(batch, 0)),
-            on(every_other_row(batch, 1)),
+            on(support),
+            on(query),
             moving,
             self.config.global_learning_rate,
             hessian_free=self.config.meta_gradient == "hessian-free",
         )
-
-
-def every_other_row(batch: Batch, first: int) -> Batch:
-    """Rows ``first``, ``first + 2``, ... of a batch."""
-    values = {n: x[first::2] for n, x in batch.inputs.values.items()}
-    return Batch(Inputs(values, batch.inputs.present[first::2]), batch.labels[first::2])
-
-
-def spectral_clusters(affinity: Tensor, clusters: int) -> Tensor:
-    """Spectral clustering with the affinity as given; int64 ``[K]``, numbered by first appearance.
-
-    One cluster if there are fewer clients than clusters or the affinity is constant; every client alone
-    if there are as many clients as clusters.
-    """
-    count = len(affinity)
-    off_diagonal = affinity[~torch.eye(count, dtype=torch.bool)]
-    if (
-        clusters == 1
-        or count < clusters
-        or (len(off_diagonal) and bool((off_diagonal == off_diagonal[0]).all()))
-    ):
-        return torch.zeros(count, dtype=torch.int64)
-    if count == clusters:
-        return torch.arange(count)
-    model = SpectralClustering(clusters, affinity="precomputed", random_state=0)
-    # On a matrix this small several threads are slower; and they sum in another order.
-    with threadpool_limits(1):
-        labels = model.fit_predict(affinity.cpu().numpy())
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return torch.from_numpy(np.argsort(np.argsort(first))[inverse])
-
-
-def _scatter(matrix: Tensor, members: Tensor, count: int) -> Tensor:
-    full = torch.full((count, count), torch.nan, dtype=torch.float64)
-    full[members.unsqueeze(1), members] = matrix.cpu()
-    return full

@@ -199,7 +199,7 @@ def _state_pictures(run: RecordedRun, prefix: str = "", of: str = "") -> Iterato
             yield from _picture(
                 f"{prefix}consensus",
                 f"{of}Consensus matrix",
-                f"{after}{sorted_by} A row holds the weights by which that client's operator is mixed.",
+                f"{after}{sorted_by} A row holds the weights of that client's mix.",
                 plots.consensus_map(run.state["consensus"], names, groups, clusters),
             )
     except ValueError as error:

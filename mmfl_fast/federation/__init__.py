@@ -18,6 +18,7 @@ from mmfl_fast.federation.optimisers import Sgd
 from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.run_directory import RunDirectoryError
 from mmfl_fast.federation.simulation import DivergedError, RunResult, simulate
+from mmfl_fast.federation.streams import Purpose, stream
 
 __all__ = [
     "Algorithm",
@@ -31,6 +32,7 @@ __all__ = [
     "Inputs",
     "ParameterTable",
     "Phase",
+    "Purpose",
     "RunDirectoryError",
     "RunResult",
     "Sgd",
@@ -38,4 +40,5 @@ __all__ = [
     "Uploads",
     "part_of",
     "simulate",
+    "stream",
 ]

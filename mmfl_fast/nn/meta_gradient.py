@@ -17,6 +17,7 @@ def adapted_loss(
     rate: float,
     *,
     hessian_free: bool,
+    curvature: Callable[[dict[str, Tensor]], Tensor] | None = None,
 ) -> Tensor:
     """Query loss after one support step, ``f'(w - rate * grad f(w))``, with Per-FedAvg's gradient.
 
@@ -26,11 +27,12 @@ def adapted_loss(
     can use it.
 
     Args:
-        support: loss that gives the inner step and the Hessian.
+        support: loss that gives the inner step.
         query: loss after the inner step.
         params: what is adapted.
         rate: inner learning rate.
         hessian_free: add the finite-difference Hessian term.
+        curvature: loss that gives the Hessian, on a third batch in the paper; ``support`` if None.
     """
     start = {name: tensor.detach() for name, tensor in params.items()}
     inner = torch.func.grad(support)(start)
@@ -40,8 +42,9 @@ def adapted_loss(
         return value
     direction = torch.func.grad(query)({name: tensor.detach() for name, tensor in adapted.items()})
     step = _FINITE_DIFFERENCE_STEP
-    ahead = support({name: tensor + step * direction[name] for name, tensor in params.items()})
-    behind = support({name: tensor - step * direction[name] for name, tensor in params.items()})
+    curved = support if curvature is None else curvature
+    ahead = curved({name: tensor + step * direction[name] for name, tensor in params.items()})
+    behind = curved({name: tensor - step * direction[name] for name, tensor in params.items()})
     correction = -rate * (ahead - behind) / (2 * step)
     # Only the correction's derivative belongs to the method; its value would distort the reported loss.
     return value + correction - correction.detach()

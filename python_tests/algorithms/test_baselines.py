@@ -89,7 +89,10 @@ BASELINES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "schedule"), [*BASELINES, ("m3fed", None)])
+OTHERS = [(method, None) for method in mf.algorithms.names()[3:]]
+
+
+@pytest.mark.parametrize(("method", "schedule"), [*BASELINES, *OTHERS])
 def test_all_methods_work_equally_much(mixed_federation, method, schedule):
     options = {"schedule": schedule} if schedule else {}
     line = mf.run(mixed_federation, method, rounds=1, config={**SMALL, **options}).history[0]

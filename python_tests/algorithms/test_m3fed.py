@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 import mmfl_fast as mf
 from mmfl_fast import data
-from mmfl_fast.algorithms.m3fed import M3Fed, M3FedConfig, spectral_clusters
+from mmfl_fast.algorithms.clusters import spectral_clusters
+from mmfl_fast.algorithms.m3fed import M3Fed, M3FedConfig
 from mmfl_fast.federation import Context, Uploads
 from mmfl_fast.federation.batching import gather
 from mmfl_fast.federation.local_training import train_clients

@@ -90,6 +90,18 @@ def test_meta_gradient_of_a_quadratic(hessian_free, factor):
     torch.testing.assert_close(gradient, a * (1 - alpha * a) * w * factor, rtol=1e-9, atol=1e-9)
 
 
+def test_meta_gradient_takes_the_hessian_from_its_own_batch():
+    # w~ = (1 - alpha a) w, v = b w~, gradient (1 - alpha c) v.
+    a, b, c, alpha = 3.0, 2.0, 5.0, 0.1
+    w = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    gradient = torch.func.grad(
+        lambda p: nn.adapted_loss(
+            quadratic(a), quadratic(b), p, alpha, hessian_free=True, curvature=quadratic(c)
+        )
+    )({"w": w})["w"]
+    torch.testing.assert_close(gradient, (1 - alpha * c) * b * (1 - alpha * a) * w, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("hessian_free", [False, True])
 def test_meta_loss_reports_the_query_loss(hessian_free):
     w = {"w": torch.tensor([2.0], dtype=torch.float64)}

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import mmfl_fast as mf
+from mmfl_fast.data import Client, Federation
+from mmfl_fast.federation import Algorithm, ClientState, State, Uploads
+from mmfl_fast.federation.client_workers import one_torch_thread
+from mmfl_fast.federation.local_training import train_clients
+from mmfl_fast.federation.streams import Purpose, torch_generator
+
+SMALL = {"width": 12, "operator_rows": 8, "layers": 2, "batch_size": 8, "local_epochs": 1}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An algorithm by hand, step by step, as the engine runs it."""
+
+    algorithm: Algorithm
+    state: Any
+    federation: Federation
+
+    def starts(self) -> list[ClientState]:
+        return [self.algorithm.broadcast(self.state, c) for c in self.federation.clients]
+
+    def train(self, clients: Sequence[Client] | None = None, number: int = 0) -> list[ClientState]:
+        """What each client, all by default, makes of its start in a round."""
+        phases = self.algorithm.client_phases()
+        clients = self.federation.clients if clients is None else clients
+        starts = [self.algorithm.broadcast(self.state, c) for c in clients]
+        with one_torch_thread():
+            return [
+                train_clients([c], [start], phases, number, 0)[0].params
+                for c, start in zip(clients, starts, strict=True)
+            ]
+
+    def aggregate(self, params: Sequence[ClientState], clients: Sequence[Client] | None = None) -> State:
+        """The server's step alone; personal parts stay as they were."""
+        clients = self.federation.clients if clients is None else clients
+        rows = [self.algorithm.upload(p, c) for p, c in zip(params, clients, strict=True)]
+        sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64)
+        return self.algorithm.aggregate(self.state, Uploads(clients, rows), sizes / sizes.sum())
+
+    def received(self, state: State, client: Client) -> ClientState:
+        """What a client would start from."""
+        return self.algorithm.broadcast(state, client)
+
+
+@pytest.fixture
+def trial(mixed_federation: Federation) -> Callable[..., Trial]:
+    """``trial("pcgrad", momentum=0.0)``: a small model on two tasks, before the first round."""
+
+    def build(method: str, federation: Federation = mixed_federation, **options: Any) -> Trial:
+        kind = mf.algorithms.get(method)
+        algorithm = kind(kind.Config(**{**SMALL, **options}))
+        state = algorithm.setup(federation, torch_generator(0, Purpose.INITIALISATION))
+        return Trial(algorithm, state, federation)
+
+    return build

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+import mmfl_fast as mf
+from mmfl_fast.federation import part_of
+from mmfl_fast.federation.checkpoints import state_tensors
+
+METHODS = mf.algorithms.names()
+EXCHANGING = [m for m in METHODS if m != "local"]
+SMALL = {"width": 8, "operator_rows": 4, "layers": 2, "batch_size": 8, "local_epochs": 1}
+
+
+def variants(methods):
+    """Every method, and the settings of some that take another path through the server."""
+    more = {
+        "m3fed": [{"clusters": 2}],
+        "mat-fl": [{"grouping": "hard", "clusters": 2}],
+        "meta-har": [{"head": "fresh", "local_epochs": 3}],
+        "per-fedavg": [{"meta_gradient": "hessian-free"}],
+    }
+    return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_starts_from_the_same_model(trial, method):
+    reference, mine = trial("m3fed"), trial(method)
+    for expected, start in zip(reference.starts(), mine.starts(), strict=True):
+        for name in (n for n in start if n in expected):
+            assert torch.equal(start[name], expected[name]), name
+        assert {"phi", "f", "T", "psi"} <= {part_of(n) for n in start}
+
+
+@pytest.mark.parametrize("method", EXCHANGING)
+def test_every_uploaded_tensor_moves_on_the_server(trial, method):
+    run = trial(method)
+    new = run.aggregate(run.train())
+    for client, before in zip(run.federation.clients, run.starts(), strict=True):
+        after = run.received(new, client)
+        for name in run.algorithm.upload(before, client):
+            assert not torch.equal(before[name], after[name]), name
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+def test_the_order_of_uploads_does_not_matter(trial, method, options):
+    run = trial(method, **options)
+    clients, params = list(run.federation.clients), run.train()
+    order = [3, 7, 0, 5, 1, 6, 2, 4]
+    ahead = run.aggregate(params)
+    shuffled = run.aggregate([params[i] for i in order], [clients[i] for i in order])
+    for client in clients:
+        a, b = run.received(ahead, client), run.received(shuffled, client)
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_leaves_the_broadcast_state_alone(trial, method):
+    run = trial(method)
+    before = {n: t.clone() for n, t in state_tensors(run.state).items()}
+    run.aggregate(run.train())
+    after = state_tensors(run.state)
+    assert all(torch.equal(before[n].nan_to_num(nan=-7.0), after[n].nan_to_num(nan=-7.0)) for n in before)
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+def test_a_part_of_the_clients_makes_a_round(trial, method, options):
+    run = trial(method, **options)
+    clients = run.federation.clients
+    for drawn in ([clients[2]], clients[1:7:2]):
+        new = run.aggregate(run.train(drawn), drawn)
+        personal = run.algorithm.personal
+        for client in (c for c in clients if c not in drawn):
+            before, after = run.received(run.state, client), run.received(new, client)
+            assert all(torch.equal(before[n], after[n]) for n in before if part_of(n) in personal)
+        assert all(t.isfinite().all() for c in clients for t in run.received(new, c).values())
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+def test_partial_participation_through_the_engine(mixed_federation, method, options):
+    config = {**SMALL, "participation": 0.4, **options}
+    result = mf.run(mixed_federation, method, rounds=3, config=config)
+    assert [line["clients"] for line in result.history] == [3, 3, 3]
+    assert torch.isfinite(result.final["per_client"]).all()
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+def test_a_model_without_projection_trains(mixed_federation, method, options):
+    result = mf.run(mixed_federation, method, rounds=1, config={**SMALL, "projection": False, **options})
+    assert torch.isfinite(result.final["per_client"]).all()
