@@ -81,6 +81,9 @@ def use_backend(name: str) -> Iterator[None]:
 def uses_reference(device: torch.device) -> bool:
     """Whether tensors on ``device`` go to the plain torch expression; the other answer is the registered op.
 
+    Left to choose, a ``torch.func`` transform inside ``torch.compile`` gets the plain expression: torch
+    cannot trace a custom gradient through most of them.
+
     Raises:
         RuntimeError: a backend was asked for that does not serve this device.
     """
@@ -88,7 +91,7 @@ def uses_reference(device: torch.device) -> bool:
         return True
     native = not extension.missing and device.type in ("cpu", "meta")
     if _requested == "auto":
-        return not native
+        return not native or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
     if not native:
         status = backends()[_requested]
         raise RuntimeError(f"backend {_requested!r} does not serve {device.type} tensors: {status.reason}")

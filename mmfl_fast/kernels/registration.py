@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mmfl_fast.kernels.autocast import without_autocast
+
 _library = torch.library.Library("mmfl_fast", "DEF")
 
 
@@ -96,14 +98,13 @@ def register(primitive: Primitive, cpu: Callable[..., Any]) -> Callable[..., Any
     _library.define(primitive.name + primitive.signature)
     _library.impl(primitive.name, cpu, "CPU")
     torch.library.register_fake(qualified, primitive.fake, lib=_library)
-    torch.library.register_autograd(
-        qualified, primitive.backward, setup_context=primitive.setup_context, lib=_library
-    )
+    backward = without_autocast(primitive.backward)
+    torch.library.register_autograd(qualified, backward, setup_context=primitive.setup_context, lib=_library)
     torch.library.register_vmap(qualified, primitive.vmap, lib=_library)
     op = getattr(torch.ops.mmfl_fast, primitive.name)
     returns_list = primitive.signature.endswith("Tensor[]")
     # Plain functions in the closure: torch.compile cannot trace through the dataclass.
-    setup_context_rule, backward_rule, vmap_rule = primitive.setup_context, primitive.backward, primitive.vmap
+    setup_context_rule, backward_rule, vmap_rule = primitive.setup_context, backward, primitive.vmap
 
     class Differentiable(torch.autograd.Function):
         @staticmethod

@@ -47,7 +47,8 @@ def mix(rows: RowsLike, matrix: Any) -> Any:
     Returns:
         R rows in the structure of the input: a tensor ``[R, ...]``, a list of such tensors, or a list of R
         dicts or R lists. Each part has the dtype of its segment; sums are formed in float32 or wider and
-        rounded once. The gradient of ``matrix`` is a matrix product of torch.
+        rounded once. The R parts of a segment are views of one tensor. The gradient of ``matrix`` is a matrix
+        product of torch.
 
     Raises:
         TypeError: as :func:`mmfl_fast.ops.gram`.

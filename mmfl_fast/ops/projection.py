@@ -12,7 +12,7 @@ from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
 from mmfl_fast.ops.averaging import mix
 from mmfl_fast.ops.rows import RowsLike, as_rows
 from mmfl_fast.ops.similarity import pairwise_sq_distance, sq_distance
-from mmfl_fast.ops.tensors import as_floating
+from mmfl_fast.ops.tensors import REAL_NUMBER, as_floating
 from mmfl_fast.ops.weights import as_matrix, as_weights
 
 _SCALE_FLOOR = 1e-12
@@ -85,7 +85,7 @@ def consensus_matrix(
     """
     rows = as_rows(operators, "operators")
     weight = as_weights(weights, rows)
-    if scale != "median" and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
+    if scale != "median" and not (isinstance(scale, REAL_NUMBER) and 0 < scale < math.inf):
         raise ValueError(f'scale must be "median" or a positive finite number; got {scale!r}')
     distance = projection_distance(operators)
     defined = ~torch.isnan(distance)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from mmfl_fast.kernels.prototype_loss import prototype_loss
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
-from mmfl_fast.ops.tensors import as_floating, as_labels, as_tensor, check_same_device, describe
+from mmfl_fast.ops.tensors import (
+    REAL_NUMBER,
+    WHOLE_NUMBER,
+    as_floating,
+    as_labels,
+    as_tensor,
+    check_same_device,
+    describe,
+)
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -34,7 +42,7 @@ def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> tupl
             ``torch.compile`` and ``torch.func`` labels are not looked at.
     """
     features, labels = as_floating(features, "features"), as_labels(labels, "labels")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+    if isinstance(num_classes, bool) or not isinstance(num_classes, WHOLE_NUMBER):
         raise TypeError(f"num_classes must be an integer; got {describe(num_classes)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1; got {num_classes}")
@@ -134,7 +142,7 @@ def prototype_contrastive_loss(
 
 
 def _check_loss_options(temperature: Any, reduction: str) -> None:
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if isinstance(temperature, bool) or not isinstance(temperature, REAL_NUMBER):
         raise TypeError(f"temperature must be a number; got {describe(temperature)}")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite; got {temperature}")

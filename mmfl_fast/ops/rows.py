@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from mmfl_fast.ops.tensors import as_floating
+from mmfl_fast.ops.tensors import INTEGER, as_floating, as_tensor, describe
 
 RowsLike: TypeAlias = Any
 """A tensor ``[K, ...]``; or a sequence of such tensors, the segments of one long row; or a sequence of K
@@ -164,7 +164,7 @@ def _from_grid(
     segments = len(keys)
     if segments == 0:
         raise ValueError(f"{name}[0] must hold at least one tensor; it is empty")
-    head = [as_floating(array, f"{name}[0][{key!r}]") for array, key in zip(arrays, keys, strict=False)]
+    head = [_as_part(array, f"{name}[0][{key!r}]") for array, key in zip(arrays, keys, strict=False)]
     # Thousands of tensors are compared as whole lists; only when that fails is the culprit looked for.
     uniform = (
         all(isinstance(array, Tensor) for array in arrays)
@@ -186,12 +186,23 @@ def _from_grid(
     )
 
 
+def _as_part(array: Any, label: str) -> Tensor:
+    part = as_tensor(array, label)
+    if part.dtype in INTEGER:
+        # The first that everybody passes is a state dict with BatchNorm's num_batches_tracked.
+        raise TypeError(
+            f"{label} must be floating point; got {describe(part)}: leave counters out, as in "
+            "{key: value for key, value in state.items() if value.is_floating_point()}"
+        )
+    return as_floating(part, label)
+
+
 def _checked_grid(arrays: list[Any], head: list[Tensor], keys: list[Any], name: str) -> list[Tensor]:
     blocks = []
     for at, array in enumerate(arrays):
         k, s = divmod(at, len(keys))
         label, first = f"{name}[{k}][{keys[s]!r}]", head[s]
-        block = as_floating(array, label)
+        block = _as_part(array, label)
         if block.shape != first.shape:
             raise ValueError(
                 f"{label} must have shape {tuple(first.shape)} as in {name}[0]; got {tuple(block.shape)}"

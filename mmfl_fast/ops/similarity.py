@@ -123,8 +123,8 @@ def angular_similarity(
     sigma = similarity(rows, origin=origin)
     inside = sigma.abs() < 1
     angle = torch.arccos(torch.where(inside, sigma, 0.0))
-    ends = torch.where(sigma > 0, 0.0, math.pi)
-    return torch.where(torch.isnan(sigma), torch.nan, 1 - torch.where(inside, angle, ends) / math.pi)
+    share = torch.where(inside, 1 - angle / math.pi, (sigma > 0).to(sigma.dtype))
+    return torch.where(torch.isnan(sigma), torch.nan, share)
 
 
 def pairwise_sq_distance(rows: RowsLike) -> Tensor:
@@ -162,10 +162,11 @@ def _cosine(products: Tensor, negligible: Tensor) -> Tensor:
     products = torch.where(defined, products, 0.0)
     squares = products.diagonal()
     directed = squares > torch.where(torch.isnan(negligible), 0.0, negligible)
-    norms = torch.where(directed, squares, 1.0).sqrt()
-    # Larger norm first: the quotient is 1 to the last bit for equal rows, and symmetric.
+    squares = torch.where(directed, squares, 1.0)
+    norms = squares.sqrt()
+    # Two quotients that are 1 to the last bit for equal rows; the product of the norms need not be.
     high, low = torch.maximum(norms[:, None], norms), torch.minimum(norms[:, None], norms)
-    sigma = (products / high / low).clamp(-1, 1)
+    sigma = (products / torch.maximum(squares[:, None], squares) / (low / high)).clamp(-1, 1)
     sigma = torch.where(directed[:, None] & directed, sigma, 0.0)
     same = torch.eye(len(squares), dtype=torch.bool, device=products.device)
     return torch.where(defined, torch.where(same, 1.0, sigma), torch.nan)

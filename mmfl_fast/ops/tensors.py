@@ -11,6 +11,10 @@ from torch import Tensor
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+# Of Python and NumPy.
+WHOLE_NUMBER = (int, np.integer)
+REAL_NUMBER = (*WHOLE_NUMBER, float, np.floating)
+
 
 def describe(value: Any) -> str:
     """Say what came, for an error message."""
@@ -18,6 +22,8 @@ def describe(value: Any) -> str:
         return f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
     if isinstance(value, (int, float, str)):
         return f"{type(value).__name__} {value!r}"
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {list(value.shape)}"
     return type(value).__name__
 
 
@@ -25,16 +31,22 @@ def as_tensor(value: Any, name: str) -> Tensor:
     """Take a tensor as it is, an array of another library through DLPack.
 
     Raises:
-        TypeError: neither.
+        TypeError: neither, a sparse tensor, or an array of a kind that DLPack does not know.
     """
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor; got {describe(value)} with {value.layout}")
         return value
     if not hasattr(value, "__dlpack__"):
         raise TypeError(f"{name} must be a tensor or an array with __dlpack__; got {describe(value)}")
     if isinstance(value, np.ndarray) and (not value.flags.writeable or min(value.strides, default=0) < 0):
         # DLPack has no read-only arrays and torch no negative strides, so these are copied.
         value = value.copy()
-    tensor: Tensor = torch.from_dlpack(value)  # type: ignore[attr-defined]
+    try:
+        tensor: Tensor = torch.from_dlpack(value)  # type: ignore[attr-defined]
+    except Exception as error:
+        # Every library has its own errors for what DLPack cannot describe.
+        raise TypeError(f"{name} cannot be taken through DLPack ({error}); got {describe(value)}") from error
     return tensor
 
 
@@ -60,6 +72,27 @@ def as_labels(value: Any, name: str) -> Tensor:
     if tensor.dtype not in INTEGER:
         raise TypeError(f"{name} must be integers; got {describe(tensor)}")
     return tensor.to(torch.int64)
+
+
+def as_float64(value: Any, name: str, device: torch.device) -> Tensor:
+    """Do the same for a few numbers, as float64 on ``device``; a sequence of numbers will do.
+
+    Raises:
+        TypeError: no real numbers.
+    """
+    if not isinstance(value, Tensor) and not hasattr(value, "__dlpack__"):
+        try:
+            if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+                # Stacked, they keep their gradients.
+                value = torch.stack([torch.as_tensor(item, dtype=torch.float64) for item in value])
+            else:
+                value = torch.tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be numbers; got {describe(value)} ({error})") from error
+    tensor = as_tensor(value, name)
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers; got {describe(tensor)}")
+    return tensor.to(device, torch.float64)
 
 
 def check_same_device(**tensors: Tensor | None) -> None:

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.values import are_known
 from mmfl_fast.ops.rows import Rows
-
-
-def _values_are_known() -> bool:
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+from mmfl_fast.ops.tensors import as_float64
 
 
 def as_weights(weights: Any, rows: Rows) -> Tensor:
     """``weights`` as float64 [K] on the rows' device.
 
-    The values are checked unless ``torch.compile`` or ``torch.func`` hides them.
+    The values are checked unless they are hidden, see :func:`mmfl_fast.kernels.values.are_known`.
 
     Raises:
-        ValueError: another shape, a negative or non-finite weight, or a sum of 0.
+        TypeError: no numbers.
+        ValueError: another shape, a negative or non-finite weight, or a sum of 0 or infinity.
     """
-    tensor = torch.as_tensor(weights, dtype=torch.float64, device=rows.device)
+    tensor = as_float64(weights, "weights", rows.device)
     if tensor.shape != (rows.count,):
         raise ValueError(f"weights must have shape ({rows.count},), one per row; got {tuple(tensor.shape)}")
-    if _values_are_known():
+    if are_known(tensor):
         values = tensor.detach()
-        wrong = torch.nonzero(~((values >= 0) & torch.isfinite(values)))
-        if len(wrong) > 0:
-            k = int(wrong[0])
-            raise ValueError(f"weights must be finite and not negative; weights[{k}] is {float(values[k])}")
-        if float(values.sum()) == 0:
-            raise ValueError("weights must have a positive sum; all are 0")
+        total = float(values.sum())
+        # NaN makes both comparisons fail.
+        if not (float(values.min()) >= 0 and 0 < total < math.inf):
+            _refuse(values, total)
     return tensor
+
+
+def _refuse(values: Tensor, total: float) -> NoReturn:
+    for k, value in enumerate(values.tolist()):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"weights must be finite and not negative; weights[{k}] is {value}")
+    raise ValueError(f"weights must have a positive sum that is finite; got {total}")
 
 
 def as_matrix(matrix: Any, rows: Rows, square: bool = False) -> Tensor:
     """``matrix`` as float64 [R, K] on the rows' device; R = K when ``square``.
 
     Raises:
+        TypeError: no numbers.
         ValueError: another shape.
     """
-    tensor = torch.as_tensor(matrix, dtype=torch.float64, device=rows.device)
+    tensor = as_float64(matrix, "matrix", rows.device)
     if tensor.dim() != 2 or tensor.shape[1] != rows.count or (square and tensor.shape[0] != rows.count):
         expected = f"({rows.count}, {rows.count})" if square else f"(R, {rows.count})"
         raise ValueError(f"matrix must have shape {expected}; got {tuple(tensor.shape)}")

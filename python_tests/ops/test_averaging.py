@@ -20,8 +20,22 @@ def test_weighted_mean_against_numpy(rows: int, columns: int, dtype: torch.dtype
     torch.testing.assert_close(mean, torch.from_numpy(exact).to(dtype))
 
 
+def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    array.flags.writeable = False
+    return array
+
+
 @pytest.mark.parametrize(
-    "weights", [[3, 1, 0], (3.0, 1.0, 0.0), np.array([3, 1, 0]), torch.tensor([3, 1, 0])]
+    "weights",
+    [
+        [3, 1, 0],
+        (3.0, 1.0, 0.0),
+        [torch.tensor(3.0), torch.tensor(1.0), 0],
+        np.array([3, 1, 0]),
+        _read_only(np.array([3.0, 1.0, 0.0])),
+        np.array([0, 1, 3])[::-1],
+        torch.tensor([3, 1, 0]),
+    ],
 )
 def test_weights_are_normalised_and_zero_is_not_read(weights: Any) -> None:
     x = torch.tensor([[1.0, 2.0], [5.0, 6.0], [torch.nan, torch.inf]])
@@ -36,12 +50,27 @@ def test_weights_are_normalised_and_zero_is_not_read(weights: Any) -> None:
         ([1.0, -2.0, 3.0], r"weights\[1\] is -2.0"),
         ([1.0, 2.0, torch.inf], r"weights\[2\] is inf"),
         ([torch.nan, 2.0, 1.0], r"weights\[0\] is nan"),
-        ([0.0, 0.0, 0.0], "positive sum"),
+        ([0.0, 0.0, 0.0], "positive sum that is finite; got 0.0"),
+        ([1e308, 1e308, 1e308], "positive sum that is finite; got inf"),
     ],
 )
 def test_wrong_weights(weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ops.weighted_mean(torch.randn(3, 4), weights)
+
+
+@pytest.mark.parametrize("numbers", [None, "abc", ["a", "b", "c"], {"a": 1.0}, torch.ones(3) * 1j])
+def test_weights_and_matrix_that_are_no_numbers(numbers: Any) -> None:
+    with pytest.raises(TypeError, match=r"weights must be .*numbers; got"):
+        ops.weighted_mean(torch.randn(3, 4), numbers)
+    with pytest.raises(TypeError, match=r"matrix must be .*numbers; got"):
+        ops.mix(torch.randn(3, 4), numbers)
+
+
+def test_a_list_of_weights_keeps_their_gradients() -> None:
+    x, weights = torch.randn(2, 3), [torch.tensor(1.0, requires_grad=True), torch.tensor(3.0)]
+    ops.weighted_mean(x, weights).sum().backward()
+    torch.testing.assert_close(weights[0].grad, (x[0] - (x[0] + 3 * x[1]) / 4).sum() / 4)
 
 
 def test_mix_makes_cluster_means() -> None:

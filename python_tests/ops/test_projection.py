@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,6 +129,12 @@ def test_a_broken_client_is_as_absent(scale: Any) -> None:
 def test_wrong_scale(scale: Any) -> None:
     with pytest.raises(ValueError, match='scale must be "median" or a positive finite number'):
         ops.consensus_matrix(torch.randn(3, 2, 2), [1.0, 1.0, 1.0], scale=scale)
+
+
+def test_scale_of_numpy_is_a_number() -> None:
+    operators, weights = torch.randn(3, 2, 2), [1.0, 1.0, 1.0]
+    shares = ops.consensus_matrix(operators, weights, scale=np.float32(2))
+    assert torch.equal(shares, ops.consensus_matrix(operators, weights, scale=2.0))
 
 
 def test_wrong_weights() -> None:

@@ -67,6 +67,16 @@ def test_feature_orthogonal_to_all_prototypes_costs_log_of_the_classes(classes):
     assert got.item() == pytest.approx(math.log(classes), rel=1e-6)
 
 
+def test_numbers_of_numpy_are_numbers():
+    features, labels, prototypes = problem()
+    loss = mf.ops.prototype_contrastive_loss
+    for temperature in (np.float32(0.5), np.float64(0.5)):
+        got = loss(features, labels, prototypes, temperature=temperature)
+        assert torch.equal(got, loss(features, labels, prototypes, temperature=0.5))
+    _, counts = mf.ops.class_prototypes(features, labels, np.int64(4))
+    assert len(counts) == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_loss_of_half_precision_is_float32(dtype):
     features, labels, prototypes = problem(dtype=dtype)

@@ -138,6 +138,10 @@ def changed(index: int, **tensors: Any) -> list[dict[str, Any]]:
         (changed(0, bias=torch.ones(3).long()), TypeError, r"rows\[0\]\['bias'\].*int64"),
         (changed(3, bias=[1.0, 2.0, 3.0]), TypeError, r"rows\[3\]\['bias'\].*list"),
         (changed(1, bias=torch.ones(3, device="meta")), ValueError, r"rows\[1\]\['bias'\].*cpu.*meta"),
+        (torch.eye(3).to_sparse(), TypeError, "rows must be a dense tensor; got .*torch.sparse_coo"),
+        (changed(2, bias=torch.ones(3).to_sparse()), TypeError, r"rows\[2\]\['bias'\] must be a dense"),
+        (np.zeros((2, 3), dtype=">f4"), TypeError, "rows cannot be taken through DLPack .* a >f4 array"),
+        (np.array([["a"]]), TypeError, "rows cannot be taken through DLPack"),
     ],
 )
 def test_wrong_rows(rows: Any, error: type[Exception], message: str) -> None:
@@ -158,6 +162,14 @@ def test_wrong_rows(rows: Any, error: type[Exception], message: str) -> None:
 def test_wrong_origin(origin: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.gram([state_dict() for _ in range(K)], origin=origin)
+
+
+def test_batch_norm_says_what_to_leave_out() -> None:
+    states = [torch.nn.BatchNorm1d(3).state_dict() for _ in range(2)]
+    with pytest.raises(TypeError, match=r"rows\[0\]\['num_batches_tracked'\].*is_floating_point"):
+        ops.gram(states)
+    floating = [{k: v for k, v in state.items() if v.is_floating_point()} for state in states]
+    assert ops.weighted_mean(floating, [1, 1]).keys() == floating[0].keys()
 
 
 def test_wrong_origin_of_segments() -> None:

@@ -74,6 +74,26 @@ def test_worked_values_of_angular_similarity() -> None:
     torch.testing.assert_close(ops.angular_similarity(rows, origin=None, kind="cosine"), expected)
 
 
+@pytest.mark.parametrize("columns", [7, 1001])
+def test_equal_and_opposite_rows_are_exact(columns: int) -> None:
+    row = torch.randn(columns, dtype=torch.float64)
+    rows = torch.stack([row, row, -row])
+    signs = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    assert torch.equal(ops.cosine_similarity(rows, origin=None), torch.outer(signs, signs))
+    angular = ops.angular_similarity(rows, origin=None, kind="cosine")
+    assert torch.equal(angular, (torch.outer(signs, signs) + 1) / 2)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_norms_at_the_ends_of_the_range(scale: float) -> None:
+    x = torch.randn(4, 20, dtype=torch.float64)
+    scaled = x.clone()
+    scaled[1] *= scale
+    torch.testing.assert_close(
+        ops.cosine_similarity(scaled, origin=None), ops.cosine_similarity(x, origin=None)
+    )
+
+
 SIMILARITIES = [ops.pearson_similarity, ops.cosine_similarity, ops.angular_similarity]
 
 

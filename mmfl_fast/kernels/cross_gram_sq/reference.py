@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.autocast import without_autocast
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.kernels.unit_rows import unit_rows
 
 
+@without_autocast
 def cross_gram_sq(blocks: Sequence[Tensor], mean_columns: bool, normalise_rows: bool) -> Tensor:
     """See :func:`mmfl_fast.kernels.cross_gram_sq.cross_gram_sq`; here with a batch axis in front."""
     grams = []

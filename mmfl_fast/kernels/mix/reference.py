@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from mmfl_fast.kernels import rows
+from mmfl_fast.kernels.autocast import without_autocast
 
 
+@without_autocast
 def mix(
     blocks: Sequence[Tensor],
     segments: int,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.values import are_known
+
 # A row with this label takes no part.
 IGNORED = -100
 
@@ -26,12 +28,12 @@ def refuse(labels: Tensor, classes: int, position: int) -> None:
 def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse labels outside [0, classes) that are not ignored.
 
-    Labels without values to look at (under ``torch.compile`` or a ``torch.func`` transform) pass.
+    Labels whose values are hidden pass, see :func:`mmfl_fast.kernels.values.are_known`.
 
     Raises:
         ValueError: names the value and its row.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not are_known(labels):
         return
     outside = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
     if bool(outside.any()):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.autocast import without_autocast
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.kernels.unit_rows import unit_rows
 
 
+@without_autocast
 def prototype_loss(
     features: Tensor,
     labels: Tensor,
