@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench dist clean
+.PHONY: demo test lint bench gpu-check dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -14,10 +14,22 @@ test: $(VENV)/.installed
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 bench: $(VENV)/.installed
 	$(BIN)/python benches/run.py ops
+
+# With the machine's own Python and torch. PYTHONSAFEPATH keeps this folder from hiding what is installed.
+GPU_JSON ?= gpu.json
+SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes all
+
+gpu-check: export PYTHONSAFEPATH = 1
+gpu-check:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
+	$(PYTHON) -m pytest -m gpu --require-gpu python_tests/kernels
+	$(SANITIZER) --tool memcheck $(PYTHON) benches/sanitizer_cases.py
+	$(SANITIZER) --tool racecheck $(PYTHON) benches/sanitizer_cases.py
+	$(PYTHON) benches/run.py ops --device cuda --json $(GPU_JSON)
 
 dist: $(VENV)/.installed
 	rm -rf dist && $(BIN)/python -m build

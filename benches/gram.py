@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
-from registry import Case, case
+from registry import Case, case, gpu_case
 from torch import Tensor
 
 from mmfl_fast import ops
@@ -27,10 +28,10 @@ def _exact_angular(x: Tensor) -> Tensor:
     return 1 - torch.arccos(sigma) / math.pi
 
 
-def _angular(rows: int, columns: int) -> Case:
-    x = torch.randn(rows, columns)
+def _angular(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Case:
+    x = torch.randn(rows, columns, dtype=dtype)
     return Case(
-        name=f"angular_similarity K={rows} P={columns:.0e}",
+        name=f"angular_similarity K={rows} P={columns:.0e} {str(dtype).removeprefix('torch.')}",
         ours=lambda: ops.angular_similarity(x),
         baselines={
             "X.sum()": lambda: x.sum(),
@@ -39,6 +40,7 @@ def _angular(rows: int, columns: int) -> Case:
         },
         exact=lambda: _exact_angular(x),
         tolerance=1e-6,
+        moved=x.nbytes,
     )
 
 
@@ -81,3 +83,8 @@ def tiny() -> Case:
         exact=lambda: x.double() @ x.double().T,
         tolerance=1e-6,
     )
+
+
+for _rows in (16, 32, 64, 128):
+    gpu_case(partial(_angular, _rows, 10_000_000))
+gpu_case(partial(_angular, 256, 10_000_000, torch.bfloat16))

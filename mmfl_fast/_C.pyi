@@ -63,3 +63,45 @@ def prototype_loss_backward(
     prototype_gradient: int,
     threads: int,
 ) -> None: ...
+
+# Only where built_with_cuda is true.
+def gram_cuda_workspace(
+    blocks: _Int64Array, widths: _Int64Array, origin: _Int64Array, mean_origin: bool, centre_rows: bool
+) -> int: ...
+def gram_cuda(
+    blocks: _Int64Array,
+    widths: _Int64Array,
+    origin: _Int64Array,
+    mean_origin: bool,
+    centre_rows: bool,
+    gram: int,
+    row_mean: int,
+    device: int,
+    stream: int,
+    workspace: int,
+    workspace_bytes: int,
+) -> None: ...
+def mix_cuda_workspace(
+    blocks: _Int64Array,
+    widths: _Int64Array,
+    outputs: _Int64Array,
+    matrix: int,
+    matrix_rows: int,
+    matrix_columns: int,
+    row_offset: int,
+    centre_columns: bool,
+) -> int: ...
+def mix_cuda(
+    blocks: _Int64Array,
+    widths: _Int64Array,
+    outputs: _Int64Array,
+    matrix: int,
+    matrix_rows: int,
+    matrix_columns: int,
+    row_offset: int,
+    centre_columns: bool,
+    device: int,
+    stream: int,
+    workspace: int,
+    workspace_bytes: int,
+) -> None: ...

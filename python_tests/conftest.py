@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +9,9 @@ import torch
 
 from mmfl_fast import data
 from mmfl_fast.data import Federation
+
+# Without it torch refuses products on a GPU while it is asked to be deterministic.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

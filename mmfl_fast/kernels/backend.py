@@ -36,8 +36,13 @@ def backends() -> dict[str, BackendStatus]:
     if extension.missing:
         native = BackendStatus((), extension.missing)
     else:
-        level = extension._C.simd_level()
-        native = BackendStatus(("cpu",), f"{level} kernels; no CUDA kernels in this version")
+        served: tuple[str, ...] = ("cpu",)
+        on_gpu = "built without CUDA"
+        if extension._C.built_with_cuda:
+            on_gpu = "CUDA kernels of gram and mix on request, but torch sees no GPU"
+            if torch.cuda.is_available():
+                served, on_gpu = ("cpu", "cuda"), "CUDA kernels of gram and mix on request"
+        native = BackendStatus(served, f"{extension._C.simd_level()} kernels; {on_gpu}")
     return {
         "reference": BackendStatus(("cpu", "cuda"), "plain torch expressions"),
         "native": native,
@@ -78,11 +83,24 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
-def uses_reference(device: torch.device) -> bool:
+def _has_cuda_kernels(device: torch.device) -> bool:
+    if extension.missing or not extension._C.built_with_cuda:
+        return False
+    # They need the matrix instructions of compute capability 8.0. What is traced is not run here.
+    return torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def uses_reference(device: torch.device, cuda_kernel: bool = False) -> bool:
     """Whether tensors on ``device`` go to the plain torch expression; the other answer is the registered op.
 
     Left to choose, a ``torch.func`` transform inside ``torch.compile`` gets the plain expression: torch
     cannot trace a custom gradient through most of them.
+
+    No GPU has run the CUDA kernels yet, so nobody gets them without asking: ``use_backend("native")``.
+
+    Args:
+        device: of the tensors.
+        cuda_kernel: whether the primitive has a CUDA kernel.
 
     Raises:
         RuntimeError: a backend was asked for that does not serve this device.
@@ -90,8 +108,11 @@ def uses_reference(device: torch.device) -> bool:
     if _requested == "reference":
         return True
     native = not extension.missing and device.type in ("cpu", "meta")
+    if device.type == "cuda" and cuda_kernel:
+        native = _has_cuda_kernels(device)
     if _requested == "auto":
-        return not native or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
+        traced = torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        return not native or traced or device.type == "cuda"
     if not native:
         status = backends()[_requested]
         raise RuntimeError(f"backend {_requested!r} does not serve {device.type} tensors: {status.reason}")

@@ -83,7 +83,9 @@ def sample(argument: Any, dim: Any, index: int) -> Any:
     return argument if dim is None else argument.select(dim, index)
 
 
-def register(primitive: Primitive, cpu: Callable[..., Any]) -> Callable[..., Any]:
+def register(
+    primitive: Primitive, cpu: Callable[..., Any], cuda: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """Register a primitive with torch and return the function to call.
 
     The op itself carries a gradient and a batching rule, for ``opcheck``, export and direct calls. The
@@ -93,10 +95,13 @@ def register(primitive: Primitive, cpu: Callable[..., Any]) -> Callable[..., Any
     Args:
         primitive: the description.
         cpu: implementation for CPU tensors.
+        cuda: implementation for CUDA tensors, if there is one.
     """
     qualified = f"mmfl_fast::{primitive.name}"
     _library.define(primitive.name + primitive.signature)
     _library.impl(primitive.name, cpu, "CPU")
+    if cuda is not None:
+        _library.impl(primitive.name, cuda, "CUDA")
     torch.library.register_fake(qualified, primitive.fake, lib=_library)
     backward = without_autocast(primitive.backward)
     torch.library.register_autograd(qualified, backward, setup_context=primitive.setup_context, lib=_library)

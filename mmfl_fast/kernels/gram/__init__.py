@@ -36,7 +36,7 @@ def gram(
         ``G`` [K, K] and the means that ``centre_rows`` subtracted [K] (zeros without it), both float64.
         Both are differentiable, twice.
     """
-    implementation = reference.gram if uses_reference(blocks[0].device) else op.gram
+    implementation = reference.gram if uses_reference(blocks[0].device, cuda_kernel=True) else op.gram
     result: tuple[Tensor, Tensor] = implementation(
         list(blocks), segments, stacked, list(origin), mean_origin, centre_rows
     )

@@ -112,4 +112,5 @@ gram = register(
         vmap=_vmap,
     ),
     cpu=native.gram,
+    cuda=native.gram_cuda,
 )

@@ -37,6 +37,6 @@ def mix(
     Returns:
         One tensor [R, ...] per segment.
     """
-    implementation = reference.mix if uses_reference(blocks[0].device) else op.mix
+    implementation = reference.mix if uses_reference(blocks[0].device, cuda_kernel=True) else op.mix
     result: list[Tensor] = implementation(list(blocks), segments, stacked, matrix, row_offset, centre_columns)
     return result

@@ -90,4 +90,5 @@ mix = register(
         vmap=_vmap,
     ),
     cpu=native.mix,
+    cuda=native.mix_cuda,
 )

@@ -1,0 +1,563 @@
+// A warp holds the products of its rows in registers and reads columns straight into the layout of the
+// matrix instructions: nothing is staged in shared memory and nothing waits for another warp. Lane l of a
+// warp holds columns of row l / 4 of every panel of 8 rows; for the product X X^T the same registers are the
+// left and the right operand. README.md beside this file derives the shifts.
+#pragma once
+
+#include "common/block_sum.cuh"
+#include "common/row_chunk.cuh"
+#include "gram/gram_plan.h"
+
+namespace mmfl {
+namespace device {
+
+// Of the columns one lane adds up in its compute type before they go to the partial sums in double.
+constexpr std::int64_t kFlushColumns = 8192;
+// Elements of a row from which its mean is estimated.
+constexpr std::int64_t kSampleRuns = 256;
+constexpr std::int64_t kSampleRun = 64;
+
+// Sums of products of kLeft panels with kRight; of a panel set with itself when kDiagonal, and then only
+// those on and above the diagonal of the 16 x 8 tiles.
+template <typename T, int kLeft, int kRight, bool kDiagonal>
+struct Products;
+
+// `add` takes the first kPerStep columns of its operands.
+//
+// In float a factor is split in two tf32 numbers, x = high + low + O(2^-22 x), and the product of the two low
+// parts is left out. The matrix unit rounds towards zero, so it adds three products and no more.
+template <int kLeft, int kRight, bool kDiagonal>
+struct Products<float, kLeft, kRight, kDiagonal> {
+  using Value = float;
+  static constexpr int kPerStep = 2;
+  float sums[kLeft / 2][kRight][4];
+
+  MMFL_DEVICE void clear() {
+#pragma unroll
+    for (int m = 0; m < kLeft / 2; ++m)
+#pragma unroll
+      for (int n = 0; n < kRight; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) sums[m][n][c] = 0;
+  }
+
+  static MMFL_DEVICE void split(float value, std::uint32_t& high, std::uint32_t& low) {
+    high = (bits_of(value) + 0x1000u) & 0xffffe000u;
+    low = bits_of(value - float_from_bits(high)) + 0x1000u;
+  }
+
+  template <int kPanels>
+  struct Operand {
+    std::uint32_t high[kPanels][2];
+    std::uint32_t low[kPanels][2];
+    template <int kWidth>
+    MMFL_DEVICE explicit Operand(const float (&rows)[kPanels][kWidth]) {
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) split(rows[i][k], high[i][k], low[i][k]);
+    }
+  };
+
+  template <int kWidth>
+  MMFL_DEVICE void add(const float (&left)[kLeft][kWidth], const float (&right)[kRight][kWidth]) {
+    const Operand<kLeft> a(left);
+    if constexpr (kDiagonal) {
+      multiply(a, a);
+    } else {
+      multiply(a, Operand<kRight>(right));
+    }
+  }
+
+  MMFL_DEVICE void multiply(const Operand<kLeft>& a, const Operand<kRight>& b) {
+#pragma unroll
+    for (int m = 0; m < kLeft / 2; ++m) {
+      const std::uint32_t high[4] = {a.high[2 * m][0], a.high[2 * m + 1][0], a.high[2 * m][1],
+                                     a.high[2 * m + 1][1]};
+      const std::uint32_t low[4] = {a.low[2 * m][0], a.low[2 * m + 1][0], a.low[2 * m][1],
+                                    a.low[2 * m + 1][1]};
+#pragma unroll
+      for (int n = kDiagonal ? 2 * m : 0; n < kRight; ++n) {
+        float product[4] = {};
+        multiply_add_tf32(product, low, b.high[n]);
+        multiply_add_tf32(product, high, b.low[n]);
+        multiply_add_tf32(product, high, b.high[n]);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) sums[m][n][c] += product[c];
+      }
+    }
+  }
+
+  // visit(row, column, sum) of every product this lane holds.
+  template <typename Visit>
+  MMFL_DEVICE void each(Visit visit) const {
+    const int lane = thread() % kWarp;
+#pragma unroll
+    for (int m = 0; m < kLeft / 2; ++m)
+#pragma unroll
+      for (int n = kDiagonal ? 2 * m : 0; n < kRight; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c)
+          visit(16 * m + lane / 4 + c / 2 * 8, 8 * n + lane % 4 * 2 + c % 2, sums[m][n][c]);
+  }
+};
+
+// IEEE products and sums.
+template <int kLeft, int kRight, bool kDiagonal>
+struct Products<double, kLeft, kRight, kDiagonal> {
+  using Value = double;
+  static constexpr int kPerStep = 1;
+  double sums[kLeft][kRight][2];
+
+  MMFL_DEVICE void clear() {
+#pragma unroll
+    for (int m = 0; m < kLeft; ++m)
+#pragma unroll
+      for (int n = 0; n < kRight; ++n) sums[m][n][0] = sums[m][n][1] = 0;
+  }
+
+  template <int kWidth>
+  MMFL_DEVICE void add(const double (&left)[kLeft][kWidth], const double (&right)[kRight][kWidth]) {
+#pragma unroll
+    for (int m = 0; m < kLeft; ++m)
+#pragma unroll
+      for (int n = kDiagonal ? m : 0; n < kRight; ++n) multiply_add_f64(sums[m][n], left[m][0], right[n][0]);
+  }
+
+  template <typename Visit>
+  MMFL_DEVICE void each(Visit visit) const {
+    const int lane = thread() % kWarp;
+#pragma unroll
+    for (int m = 0; m < kLeft; ++m)
+#pragma unroll
+      for (int n = kDiagonal ? m : 0; n < kRight; ++n)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) visit(8 * m + lane / 4, 8 * n + lane % 4 * 2 + c, sums[m][n][c]);
+  }
+};
+
+// The next columns in the place of the first.
+template <int kCount, typename T, int kPanels, int kWidth>
+MMFL_DEVICE void drop_columns(T (&rows)[kPanels][kWidth]) {
+#pragma unroll
+  for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+    for (int c = 0; c + kCount < kWidth; ++c) rows[i][c] = rows[i][c + kCount];
+}
+
+// The column means of a warp's rows, subtracted from them. Differences from the first row, so that equal rows
+// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are zero.
+template <typename T, int kPanels>
+MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t count) {
+  const int lane = thread() % kWarp;
+#pragma unroll
+  for (int v = 0; v < kColumns<T>; ++v) {
+    T first = shuffle(rows[0][v], lane % 4);
+    if (!is_finite(first)) first = 0;
+    T sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      rows[i][v] -= lane / 4 + 8 * i < count ? first : T(0);
+      sum += rows[i][v];
+    }
+#pragma unroll
+    for (int mask = 4; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
+    T members = static_cast<T>(count);
+    if (any_lane(!is_finite(sum))) {
+      sum = members = 0;
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) {
+        const bool finite = is_finite(rows[i][v]) && lane / 4 + 8 * i < count;
+        sum += finite ? rows[i][v] : T(0);
+        members += finite ? T(1) : T(0);
+      }
+#pragma unroll
+      for (int mask = 4; mask < kWarp; mask *= 2) {
+        sum += shuffle_xor(sum, mask);
+        members += shuffle_xor(members, mask);
+      }
+    }
+    const T mean = members > 0 ? sum / members : T(0);
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) rows[i][v] -= lane / 4 + 8 * i < count ? mean : T(0);
+  }
+}
+
+// A lane's rows of one set of panels: where they lie in the current segment, and their sums.
+template <typename T, int kPanels, int kVectors>
+struct LaneRows {
+  const GramDevice& args;
+  const int first;  // row of the first panel that is this lane's
+  int segment = 0;
+  unsigned whole = 0;  // bit i: panel i's row takes vector loads
+  T sums[kPanels];
+
+  MMFL_DEVICE LaneRows(const GramDevice& arguments, std::int64_t first_row)
+      : args(arguments), first(static_cast<int>(first_row) + thread() % kWarp / 4) {
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) sums[i] = 0;
+  }
+
+  MMFL_DEVICE bool has(int panel) const { return first + 8 * panel < args.rows; }
+
+  // First column of vector v in a step that starts at `column`.
+  static MMFL_DEVICE std::int64_t column_of(int v, std::int64_t column) {
+    return column + (4 * v + thread() % 4) * kColumns<T>;
+  }
+
+  MMFL_DEVICE void enter(int s) {
+    segment = s;
+    whole = 0;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i)
+      if (has(i) && takes_vectors<T>(args.spans[s * args.rows + first + 8 * i])) whole |= 1u << i;
+  }
+
+  // The step that starts at `column` of a segment of `width`.
+  MMFL_DEVICE void load(std::int64_t column, std::int64_t width,
+                        T (&values)[kVectors][kPanels][kColumns<T>]) const {
+    constexpr std::int64_t kStep = 4 * kVectors * kColumns<T>;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      const Span* span = args.spans + segment * args.rows + first + 8 * i;
+      const bool vectors = (whole >> i & 1u) != 0;
+      const void* data = vectors ? span->data : nullptr;
+      const DType dtype = vectors ? span->dtype : DType::kFloat32;
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const std::int64_t at = column_of(v, column);
+        if (vectors && at + kColumns<T> <= width) {
+          load_whole<T>(data, dtype, at, values[v][i]);
+          // The next step's, so that it has only the way from the L2 cache left.
+          if (at + kStep < width)
+            prefetch(static_cast<const char*>(data) +
+                     (at + kStep) * (dtype < DType::kBFloat16 ? sizeof(T) : 2));
+        } else {
+          load_some<T>(*span, at, has(i) ? width : 0, values[v][i]);
+        }
+      }
+    }
+  }
+
+  // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0.
+  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T (&rows)[kPanels][kColumns<T>]) {
+    if (args.origin != nullptr) {
+#pragma unroll
+      for (int c = 0; c < kColumns<T>; ++c) {
+        const T origin = column + c < width ? load_element<T>(args.origin[segment], column + c) : T(0);
+#pragma unroll
+        for (int i = 0; i < kPanels; ++i) rows[i][c] -= has(i) ? origin : T(0);
+      }
+    } else if (args.mean_origin) {
+      subtract_centroid(rows, args.rows);
+    }
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      const T own = args.shift != nullptr && has(i) ? static_cast<T>(args.shift[first + 8 * i]) : T(0);
+      T sum = 0;
+#pragma unroll
+      for (int c = 0; c < kColumns<T>; ++c) {
+        rows[i][c] = column + c < width ? rows[i][c] - own : T(0);
+        sum += rows[i][c];
+      }
+      sums[i] += sum;
+    }
+  }
+
+  // Adds the sums of the rows to `partial`, which starts with them when `fresh`.
+  MMFL_DEVICE void flush_sums(std::int64_t first_row, bool fresh, double* partial) {
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      double sum = static_cast<double>(sums[i]);
+      sum += shuffle_xor(sum, 1);
+      sum += shuffle_xor(sum, 2);
+      double* to = partial + first_row + 8 * i + thread() % kWarp / 4;
+      if (thread() % 4 == 0) *to = fresh ? sum : *to + sum;
+      sums[i] = 0;
+    }
+  }
+};
+
+// One warp's steps, in order.
+template <typename T, int kVectors>
+struct Walk {
+  static constexpr std::int64_t kStepColumns = 4 * kVectors * kColumns<T>;
+  static constexpr int kFlushSteps = static_cast<int>(kFlushColumns / kStepColumns);
+
+  const GramDevice& args;
+  std::int64_t step;
+  const std::int64_t end;
+  int segment;
+  std::int64_t column;
+  std::int64_t width;
+
+  MMFL_DEVICE Walk(const GramDevice& arguments, std::int64_t split)
+      : args(arguments),
+        step(first_step(split)),
+        end(first_step(split + 1)),
+        segment(static_cast<int>(segment_of(args.steps, args.segments, step))) {
+    place();
+  }
+
+  MMFL_DEVICE std::int64_t first_step(std::int64_t split) const {
+    return args.steps[args.segments] * split / args.splits;
+  }
+
+  MMFL_DEVICE void place() {
+    column = (step - args.steps[segment]) * kStepColumns;
+    width = args.starts[segment + 1] - args.starts[segment];
+  }
+
+  // Whether that led to another segment.
+  MMFL_DEVICE bool advance() {
+    ++step;
+    const int before = segment;
+    while (step < end && step >= args.steps[segment + 1]) ++segment;
+    place();
+    return segment != before;
+  }
+};
+
+template <typename Sums>
+MMFL_DEVICE void flush_products(Sums& products, std::int64_t side, bool fresh, double* partial) {
+  products.each([&](std::int64_t row, std::int64_t column, typename Sums::Value sum) {
+    double* to = partial + row * side + column;
+    keep_order();
+    *to = fresh ? static_cast<double>(sum) : *to + static_cast<double>(sum);
+  });
+  products.clear();
+}
+
+// All products of up to 16 * kTiles rows over one split of the columns.
+template <typename T, int kTiles>
+MMFL_DEVICE void gram_rows(const GramDevice& args) {
+  constexpr int kPanels = 2 * kTiles, kVectors = 4 / kTiles;
+  const std::int64_t split = block_x() * kGramWarps + thread() / kWarp;
+  if (split >= args.splits) return;
+  double* partial = args.partial + split * args.side * (args.side + 1);
+
+  LaneRows<T, kPanels, kVectors> rows(args, 0);
+  Walk<T, kVectors> walk(args, split);
+  Products<T, kPanels, kPanels, true> products;
+  products.clear();
+  rows.enter(walk.segment);
+  bool fresh = true;
+  int unflushed = 0;
+  while (walk.step < walk.end) {
+    T values[kVectors][kPanels][kColumns<T>];
+    rows.load(walk.column, walk.width, values);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      rows.shift(rows.column_of(v, walk.column), walk.width, values[v]);
+      // Unrolled, the loop would have more factors and products in flight than there are registers.
+#pragma unroll 1
+      for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
+        products.add(values[v], values[v]);
+        drop_columns<products.kPerStep>(values[v]);
+      }
+    }
+    if (walk.advance()) rows.enter(walk.segment);
+    if (++unflushed == walk.kFlushSteps || walk.step == walk.end) {
+      flush_products(products, args.side, fresh, partial);
+      rows.flush_sums(0, fresh, partial + args.side * args.side);
+      fresh = false;
+      unflushed = 0;
+    }
+  }
+}
+
+// The products of one pair of groups of rows over one split of the columns.
+template <typename T>
+MMFL_DEVICE void gram_pairs(const GramDevice& args) {
+  constexpr int kPanels = kGramGroup / 8;
+  const std::int64_t groups = args.side / kGramGroup;
+  std::int64_t pair = block_x() * kGramWarps + thread() / kWarp;
+  if (pair >= groups * (groups + 1) / 2) return;
+  std::int64_t left_group = 0;
+  while (pair >= groups - left_group) pair -= groups - left_group++;
+  const std::int64_t first_left = left_group * kGramGroup, first_right = (left_group + pair) * kGramGroup;
+  double* partial = args.partial + block_y() * args.side * (args.side + 1);
+
+  LaneRows<T, kPanels, 1> left(args, first_left), right(args, first_right);
+  Walk<T, 1> walk(args, block_y());
+  Products<T, kPanels, kPanels, false> products;
+  products.clear();
+  left.enter(walk.segment);
+  right.enter(walk.segment);
+  bool fresh = true;
+  int unflushed = 0;
+  while (walk.step < walk.end) {
+    T values[1][kPanels][kColumns<T>], others[1][kPanels][kColumns<T>];
+    left.load(walk.column, walk.width, values);
+    right.load(walk.column, walk.width, others);
+    left.shift(left.column_of(0, walk.column), walk.width, values[0]);
+    right.shift(left.column_of(0, walk.column), walk.width, others[0]);
+#pragma unroll 1
+    for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
+      products.add(values[0], others[0]);
+      drop_columns<products.kPerStep>(values[0]);
+      drop_columns<products.kPerStep>(others[0]);
+    }
+    if (walk.advance()) {
+      left.enter(walk.segment);
+      right.enter(walk.segment);
+    }
+    if (++unflushed == walk.kFlushSteps || walk.step == walk.end) {
+      flush_products(products, args.side, fresh, partial + first_left * args.side + first_right);
+      if (pair == 0) left.flush_sums(first_left, fresh, partial + args.side * args.side);
+      fresh = false;
+      unflushed = 0;
+    }
+  }
+}
+
+// The centroid of the finite rows in one column per thread, for more rows than a warp holds.
+template <typename T>
+MMFL_DEVICE void gram_centroid(const GramDevice& args) {
+  const std::int64_t at = block_x() * kGramThreads + thread();
+  if (at >= args.columns) return;
+  const std::int64_t segment = segment_of(args.starts, args.segments, at);
+  const std::int64_t column = at - args.starts[segment];
+  const Span* spans = args.spans + segment * args.rows;
+  // Differences from a row, so that the mean of equal rows is that row to the last bit.
+  T first = load_element<T>(spans[0], column);
+  if (!is_finite(first)) first = 0;
+  T sum = 0, members = 0;
+  for (std::int64_t k = 0; k < args.rows; ++k) {
+    const T difference = load_element<T>(spans[k], column) - first;
+    if (!is_finite(difference)) continue;
+    sum += difference;
+    members += 1;
+  }
+  static_cast<T*>(const_cast<void*>(args.origin[segment].data))[column] =
+      members > 0 ? first + sum / members : T(0);
+}
+
+using GramBlockSum = BlockSum<kGramThreads>;
+
+// An estimate of the mean of one row per block, from runs of columns spread over all of it.
+MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
+  const std::int64_t row = block_x();
+  const bool all = args.columns <= kSampleRuns * kSampleRun;
+  const std::int64_t count = all ? args.columns : kSampleRuns * kSampleRun;
+  double sum = 0;
+  for (std::int64_t e = thread(); e < count; e += kGramThreads) {
+    const std::int64_t at =
+        all ? e : (args.columns - kSampleRun) * (e / kSampleRun) / (kSampleRuns - 1) + e % kSampleRun;
+    const std::int64_t segment = segment_of(args.starts, args.segments, at);
+    const std::int64_t column = at - args.starts[segment];
+    double value = load_element<double>(args.spans[segment * args.rows + row], column);
+    if (args.origin != nullptr && !args.mean_origin)
+      value -= load_element<double>(args.origin[segment], column);
+    sum += value;
+  }
+  const double total = sum_over_block(sum, shared);
+  if (thread() == 0) args.sampled_mean[row] = total / static_cast<double>(count);
+}
+
+// What is subtracted from all elements of a row before it is multiplied: its sampled mean, less that of the
+// centroid where that is subtracted as well. One block.
+MMFL_DEVICE void gram_shift(const GramDevice& args, GramBlockSum& shared) {
+  double centroid = 0;
+  if (args.mean_origin) {
+    double sum = 0, members = 0;
+    for (std::int64_t k = thread(); k < args.rows; k += kGramThreads) {
+      if (!is_finite(args.sampled_mean[k])) continue;
+      sum += args.sampled_mean[k];
+      members += 1;
+    }
+    sum = sum_over_block(sum, shared);
+    members = sum_over_block(members, shared);
+    centroid = members > 0 ? sum / members : 0;
+  }
+  for (std::int64_t k = thread(); k < args.rows; k += kGramThreads)
+    args.shift[k] = static_cast<float>(args.sampled_mean[k] - centroid);
+}
+
+struct JoinSums {
+  double of[kGramWarps][kWarp];
+};
+
+// Adds the partial sums of 32 entries per block, always in the same order.
+MMFL_DEVICE void gram_join(const GramDevice& args, JoinSums& shared) {
+  const std::int64_t entries = args.side * (args.side + 1);
+  const int lane = thread() % kWarp, slice = thread() / kWarp;
+  const std::int64_t entry = block_x() * kWarp + lane;
+  const std::int64_t row = entry / args.side, column = entry % args.side;
+  // Behind the rows of the matrix follows the one of the sums. Below the diagonal nothing was written.
+  const bool wanted = row == args.side ? column < args.rows : row <= column && column < args.rows;
+  double sum = 0;
+  if (wanted)
+    for (std::int64_t split = slice; split < args.splits; split += kGramWarps)
+      sum += args.partial[split * entries + entry];
+  shared.of[slice][lane] = sum;
+  sync_block();
+  if (slice > 0 || !wanted) return;
+  for (int s = 1; s < kGramWarps; ++s) sum += shared.of[s][lane];
+  args.joined[entry] = sum;
+}
+
+// What the joined sums say of the rows.
+struct Joined {
+  const GramDevice& args;
+
+  MMFL_DEVICE double row_sum(std::int64_t i) const { return args.joined[args.side * args.side + i]; }
+  // NaN and infinity stay in a sum.
+  MMFL_DEVICE bool bad(std::int64_t i) const { return !is_finite(row_sum(i)); }
+
+  // About the rows' own means, which are what the shift has left of them.
+  MMFL_DEVICE double product(std::int64_t i, std::int64_t j) const {
+    const double sum = args.joined[i < j ? i * args.side + j : j * args.side + i];
+    if (!args.centre_rows) return sum;
+    return sum - row_sum(i) * row_sum(j) / static_cast<double>(args.columns);
+  }
+};
+
+// The average of the finite entries of one row of the matrix per block.
+MMFL_DEVICE void gram_average(const GramDevice& args, GramBlockSum& shared) {
+  const Joined joined{args};
+  const std::int64_t i = block_x();
+  double sum = 0, members = 0;
+  for (std::int64_t j = thread(); j < args.rows; j += kGramThreads) {
+    if (joined.bad(j)) continue;
+    sum += joined.product(i, j);
+    members += 1;
+  }
+  sum = sum_over_block(sum, shared);
+  members = sum_over_block(members, shared);
+  if (thread() == 0) args.average[i] = sum / members;
+}
+
+// One row of the result per block: with mean_origin C G C, where C subtracts the mean over the finite rows.
+MMFL_DEVICE void gram_finish(const GramDevice& args, GramBlockSum& shared) {
+  const Joined joined{args};
+  const std::int64_t i = block_x();
+  const double nan = static_cast<double>(float_from_bits(0x7fc00000u));
+  const auto mean_of = [&](std::int64_t k) {
+    if (!args.centre_rows) return 0.0;
+    return static_cast<double>(args.shift[k]) + joined.row_sum(k) / static_cast<double>(args.columns);
+  };
+  double grand = 0, mean = 0;
+  if (args.mean_origin) {
+    double members = 0;
+    for (std::int64_t k = thread(); k < args.rows; k += kGramThreads) {
+      if (joined.bad(k)) continue;
+      grand += args.average[k];
+      mean += mean_of(k);
+      members += 1;
+    }
+    members = sum_over_block(members, shared);
+    grand = sum_over_block(grand, shared) / members;
+    mean = sum_over_block(mean, shared) / members;
+  }
+  for (std::int64_t j = thread(); j < args.rows; j += kGramThreads) {
+    double value = joined.product(i, j);
+    if (args.mean_origin) value = value - (args.average[i] + args.average[j]) + grand;
+    if (i == j && value < 0) value = 0;
+    args.gram[i * args.rows + j] = joined.bad(i) || joined.bad(j) ? nan : value;
+  }
+  if (thread() == 0) args.row_mean[i] = args.centre_rows && joined.bad(i) ? nan : mean_of(i) - mean;
+}
+
+}  // namespace device
+}  // namespace mmfl

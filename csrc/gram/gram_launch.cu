@@ -1,0 +1,123 @@
+#include <cuda_runtime.h>
+
+#include "common/cuda_launch.h"
+#include "gram/gram.cuh"
+#include "gram/gram_cuda.h"
+
+namespace mmfl {
+namespace {
+
+template <typename T, int kTiles>
+__global__ void __launch_bounds__(kGramThreads, kTiles == 1 ? 2 : 1)
+    gram_rows_kernel(const __grid_constant__ GramDevice args) {
+  device::gram_rows<T, kTiles>(args);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kGramThreads, 1)
+    gram_pairs_kernel(const __grid_constant__ GramDevice args) {
+  device::gram_pairs<T>(args);
+}
+
+template <typename T>
+__global__ void gram_centroid_kernel(const __grid_constant__ GramDevice args) {
+  device::gram_centroid<T>(args);
+}
+
+__global__ void gram_sample_kernel(const __grid_constant__ GramDevice args) {
+  __shared__ device::GramBlockSum shared;
+  device::gram_sample(args, shared);
+}
+
+__global__ void gram_shift_kernel(const __grid_constant__ GramDevice args) {
+  __shared__ device::GramBlockSum shared;
+  device::gram_shift(args, shared);
+}
+
+__global__ void gram_join_kernel(const __grid_constant__ GramDevice args) {
+  __shared__ device::JoinSums shared;
+  device::gram_join(args, shared);
+}
+
+__global__ void gram_average_kernel(const __grid_constant__ GramDevice args) {
+  __shared__ device::GramBlockSum shared;
+  device::gram_average(args, shared);
+}
+
+__global__ void gram_finish_kernel(const __grid_constant__ GramDevice args) {
+  __shared__ device::GramBlockSum shared;
+  device::gram_finish(args, shared);
+}
+
+template <typename T>
+void launch_products(const GramPlan& plan, cudaStream_t stream) {
+  const GramDevice& args = plan.device;
+  const auto blocks = [](std::int64_t warps) {
+    return static_cast<unsigned>((warps + kGramWarps - 1) / kGramWarps);
+  };
+  switch (plan.tiles) {
+    case 0:
+      gram_pairs_kernel<T>
+          <<<dim3(blocks(plan.pairs), static_cast<unsigned>(args.splits)), kGramThreads, 0, stream>>>(args);
+      break;
+    case 1:
+      gram_rows_kernel<T, 1><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+      break;
+    case 2:
+      gram_rows_kernel<T, 2><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+      break;
+    default:
+      // plan_gram gives 64 rows of doubles to pairs: their products do not fit the registers of a warp.
+      if constexpr (sizeof(T) == 4)
+        gram_rows_kernel<T, 4><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+  }
+}
+
+template <typename T>
+void launch_gram(const GramPlan& plan, cudaStream_t stream) {
+  const GramDevice& args = plan.device;
+  const auto rows = static_cast<unsigned>(args.rows);
+  if (plan.own_centroid) {
+    const std::int64_t blocks = (args.columns + kGramThreads - 1) / kGramThreads;
+    gram_centroid_kernel<T><<<static_cast<unsigned>(blocks), kGramThreads, 0, stream>>>(args);
+  }
+  if (args.centre_rows) {
+    gram_sample_kernel<<<rows, kGramThreads, 0, stream>>>(args);
+    gram_shift_kernel<<<1, kGramThreads, 0, stream>>>(args);
+  }
+  launch_products<T>(plan, stream);
+  const std::int64_t entries = args.side * (args.side + 1);
+  gram_join_kernel<<<static_cast<unsigned>((entries + 31) / 32), kGramThreads, 0, stream>>>(args);
+  if (args.mean_origin) gram_average_kernel<<<rows, kGramThreads, 0, stream>>>(args);
+  gram_finish_kernel<<<rows, kGramThreads, 0, stream>>>(args);
+}
+
+}  // namespace
+
+Status gram_cuda(const GramArgs& args, const CudaCall& call) {
+  GramPlan plan;
+  const Status status = plan_gram(args, plan);
+  if (status != Status::kOk || plan.device.rows == 0) return status;
+  if (args.gram == nullptr || args.row_mean == nullptr || call.workspace == nullptr)
+    return Status::kNullPointer;
+  if (call.workspace_bytes < plan.workspace_bytes) return Status::kBadShape;
+  const DeviceGuard guard(call.device);
+  if (guard.status() != Status::kOk) return guard.status();
+  auto* stream = static_cast<cudaStream_t>(call.stream);
+  if (plan.device.columns == 0) {
+    const auto rows = static_cast<std::size_t>(plan.device.rows);
+    cudaMemsetAsync(args.gram, 0, rows * rows * sizeof(double), stream);
+    cudaMemsetAsync(args.row_mean, 0, rows * sizeof(double), stream);
+    return launch_status();
+  }
+  place_gram(static_cast<unsigned char*>(call.workspace), plan);
+  launch_upload(plan.tables, call.workspace, stream);
+  if (plan.in_double) {
+    launch_gram<double>(plan, stream);
+  } else {
+    launch_gram<float>(plan, stream);
+  }
+  return launch_status();
+}
+
+}  // namespace mmfl

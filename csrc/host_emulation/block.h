@@ -1,0 +1,335 @@
+// Runs a kernel body on the CPU, one block after the other. Every CUDA thread of a block is a fibre of its
+// own; it runs until it meets a barrier or a warp-wide operation and goes on when all that are to meet it
+// have arrived. Between two barriers the threads run one after the other, so a body that lacks a barrier
+// reads what nobody has written yet. Shared memory starts as NaN for that reason.
+//
+// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() do nothing, which a test needs to see it missed.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// The number formats of common/simd.h, as one more level.
+#define MMFL_SIMD emulated
+#define MMFL_SIMD_BYTES 16
+#include "common/simd.h"
+
+#define MMFL_DEVICE inline
+#define MMFL_RESTRICT __restrict__
+
+namespace mmfl {
+namespace emulation {
+
+constexpr int kWarp = 32;
+constexpr std::size_t kStackBytes = std::size_t{1} << 18;
+
+// In which order the threads of a block run between two barriers. A result that depends on it is a race.
+enum class Order { kForward, kBackward };
+
+[[noreturn]] inline void fail(const char* message) {
+  std::fprintf(stderr, "emulation: %s\n", message);
+  std::exit(3);
+}
+
+class Block {
+ public:
+  Block(int threads, Order order, std::function<void()> body)
+      : order_(order), body_(std::move(body)), fibres_(static_cast<std::size_t>(threads)) {
+    if (threads % kWarp != 0) fail("a block must hold whole warps");
+    exchange_.resize(fibres_.size());
+    for (Fibre& fibre : fibres_) fibre.stack.reset(new char[kStackBytes]);
+  }
+
+  static Block& current() { return *current_block(); }
+
+  void run(std::int64_t x, std::int64_t y) {
+    x_ = x;
+    y_ = y;
+    current_block() = this;
+    for (Fibre& fibre : fibres_) {
+      getcontext(&fibre.context);
+      fibre.context.uc_stack.ss_sp = fibre.stack.get();
+      fibre.context.uc_stack.ss_size = kStackBytes;
+      fibre.context.uc_link = nullptr;
+      makecontext(&fibre.context, &Block::enter, 0);
+      fibre.state = State::kReady;
+    }
+    while (run_ready() || release()) {
+    }
+    for (const Fibre& fibre : fibres_)
+      if (fibre.state != State::kDone) fail("a barrier is met by some threads and not by others");
+  }
+
+  int thread() const { return running_; }
+  std::int64_t x() const { return x_; }
+  std::int64_t y() const { return y_; }
+
+  void sync_block() { wait(State::kAtBlock); }
+  void sync_warp() { wait(State::kAtWarp); }
+
+  // Shows `value` to the warp, calls read(lane -> value of that lane), and returns what it returned.
+  template <typename Value, typename Read>
+  auto exchange(const Value& value, Read read) {
+    static_assert(sizeof(Value) <= sizeof(Slot), "larger than a slot");
+    const int lane = running_ % kWarp;
+    Slot* slots = exchange_.data() + (running_ - lane);
+    std::memcpy(slots[lane].bytes, &value, sizeof value);
+    sync_warp();
+    const auto result = read([slots](int other) {
+      Value shown;
+      std::memcpy(&shown, slots[other].bytes, sizeof shown);
+      return shown;
+    });
+    sync_warp();
+    return result;
+  }
+
+ private:
+  enum class State { kReady, kAtBlock, kAtWarp, kDone };
+  struct Fibre {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    void* fake_stack = nullptr;
+    State state = State::kDone;
+  };
+  struct Slot {
+    unsigned char bytes[32];
+  };
+
+  static Block*& current_block() {
+    static Block* block = nullptr;
+    return block;
+  }
+
+  static void enter() {
+    Block& block = current();
+    block.arrived(nullptr);
+    block.body_();
+    block.fibres_[static_cast<std::size_t>(block.running_)].state = State::kDone;
+    block.leave(/*last=*/true);
+  }
+
+  void wait(State state) {
+    fibres_[static_cast<std::size_t>(running_)].state = state;
+    leave(/*last=*/false);
+  }
+
+  // From a fibre back to the scheduler.
+  void leave(bool last) {
+    Fibre& fibre = fibres_[static_cast<std::size_t>(running_)];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(last ? nullptr : &fibre.fake_stack, scheduler_stack_, scheduler_bytes_);
+#else
+    (void)last;
+#endif
+    swapcontext(&fibre.context, &scheduler_);
+    arrived(fibre.fake_stack);
+  }
+
+  // The first thing a fibre does after each switch to it.
+  void arrived(void* fake_stack) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack_, &scheduler_bytes_);
+#else
+    (void)fake_stack;
+#endif
+  }
+
+  bool run_ready() {
+    bool any = false;
+    const int count = static_cast<int>(fibres_.size());
+    for (int i = 0; i < count; ++i) {
+      running_ = order_ == Order::kForward ? i : count - 1 - i;
+      Fibre& fibre = fibres_[static_cast<std::size_t>(running_)];
+      if (fibre.state != State::kReady) continue;
+      any = true;
+#if defined(__SANITIZE_ADDRESS__)
+      void* fake_stack = nullptr;
+      __sanitizer_start_switch_fiber(&fake_stack, fibre.stack.get(), kStackBytes);
+      swapcontext(&scheduler_, &fibre.context);
+      __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#else
+      swapcontext(&scheduler_, &fibre.context);
+#endif
+    }
+    return any;
+  }
+
+  // Lets those go on whose barrier is complete: all threads that have not returned stand at it.
+  bool release() {
+    bool any = false;
+    for (std::size_t first = 0; first < fibres_.size(); first += kWarp)
+      any = release(State::kAtWarp, first, first + kWarp) || any;
+    return any || release(State::kAtBlock, 0, fibres_.size());
+  }
+
+  bool release(State state, std::size_t first, std::size_t end) {
+    bool any = false;
+    for (std::size_t i = first; i < end; ++i) {
+      if (fibres_[i].state != state && fibres_[i].state != State::kDone) return false;
+      any = any || fibres_[i].state == state;
+    }
+    for (std::size_t i = first; i < end; ++i)
+      if (fibres_[i].state == state) fibres_[i].state = State::kReady;
+    return any;
+  }
+
+  const Order order_;
+  const std::function<void()> body_;
+  std::vector<Fibre> fibres_;
+  std::vector<Slot> exchange_;
+  ucontext_t scheduler_;
+  const void* scheduler_stack_ = nullptr;
+  std::size_t scheduler_bytes_ = 0;
+  int running_ = 0;
+  std::int64_t x_ = 0;
+  std::int64_t y_ = 0;
+};
+
+// What stands for kernel<<<dim3(grid_x, grid_y), threads>>>: body(shared) in every thread of every block,
+// with `shared` filled with NaN before each block.
+template <typename Shared, typename Body>
+void run_grid(std::int64_t grid_x, std::int64_t grid_y, int threads, Order order, Body body) {
+  std::unique_ptr<Shared> shared(new Shared);
+  Block block(threads, order, [&] { body(*shared); });
+  for (std::int64_t y = 0; y < grid_y; ++y) {
+    for (std::int64_t x = 0; x < grid_x; ++x) {
+      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));
+      block.run(x, y);
+    }
+  }
+}
+
+}  // namespace emulation
+
+namespace device {
+
+using emulated::bfloat16_from_float;
+using emulated::float16_from_float;
+using emulated::float_from_float16;
+
+inline int thread() { return emulation::Block::current().thread(); }
+inline std::int64_t block_x() { return emulation::Block::current().x(); }
+inline std::int64_t block_y() { return emulation::Block::current().y(); }
+
+inline void sync_block() {
+#if !defined(MMFL_EMULATE_WITHOUT_BLOCK_BARRIER)
+  emulation::Block::current().sync_block();
+#endif
+}
+
+template <typename T>
+T shuffle(T value, int lane) {
+  return emulation::Block::current().exchange(value, [lane](auto of) { return of(lane); });
+}
+
+template <typename T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, thread() % emulation::kWarp ^ mask);
+}
+
+inline bool any_lane(bool condition) {
+  return emulation::Block::current().exchange(condition, [](auto of) {
+    bool any = false;
+    for (int lane = 0; lane < emulation::kWarp; ++lane) any = of(lane) || any;
+    return any;
+  });
+}
+
+struct Tf32Operands {
+  std::uint32_t a[4];
+  std::uint32_t b[2];
+};
+
+inline float tf32(std::uint32_t bits) {
+  bits &= 0xffffe000u;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void multiply_add_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  Tf32Operands mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  std::memcpy(mine.b, b, sizeof mine.b);
+  const int group = thread() % emulation::kWarp / 4, place = thread() % 4;
+  struct Sums {
+    float of[4];
+  };
+  const Sums sums = emulation::Block::current().exchange(mine, [&](auto of) {
+    Sums result;
+    for (int c = 0; c < 4; ++c) {
+      const int upper = c / 2, column = 2 * place + c % 2;
+      float sum = d[c];
+      for (int k = 0; k < 8; ++k)
+        sum += tf32(of(4 * group + k % 4).a[upper + k / 4 * 2]) * tf32(of(4 * column + k % 4).b[k / 4]);
+      result.of[c] = sum;
+    }
+    return result;
+  });
+  std::memcpy(d, sums.of, sizeof sums.of);
+}
+
+struct DoubleOperands {
+  double a;
+  double b;
+};
+
+inline void multiply_add_f64(double (&d)[2], double a, double b) {
+  const int group = thread() % emulation::kWarp / 4, place = thread() % 4;
+  struct Sums {
+    double of[2];
+  };
+  const Sums sums = emulation::Block::current().exchange(DoubleOperands{a, b}, [&](auto of) {
+    Sums result;
+    for (int c = 0; c < 2; ++c) {
+      double sum = d[c];
+      for (int k = 0; k < 4; ++k) sum += of(4 * group + k).a * of(4 * (2 * place + c) + k).b;
+      result.of[c] = sum;
+    }
+    return result;
+  });
+  std::memcpy(d, sums.of, sizeof sums.of);
+}
+
+struct Chunk16 {
+  std::uint32_t words[4];
+};
+struct Chunk8 {
+  std::uint32_t words[2];
+};
+
+template <typename Chunk>
+Chunk load_aligned(const void* from) {
+  if (reinterpret_cast<std::uintptr_t>(from) % sizeof(Chunk) != 0) emulation::fail("a load is not aligned");
+  Chunk chunk;
+  std::memcpy(&chunk, from, sizeof chunk);
+  return chunk;
+}
+
+template <typename Chunk>
+void store_aligned(void* to, const Chunk& chunk) {
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof(Chunk) != 0) emulation::fail("a store is not aligned");
+  std::memcpy(to, &chunk, sizeof chunk);
+}
+
+inline Chunk16 load_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
+inline Chunk8 load_8_bytes(const void* from) { return load_aligned<Chunk8>(from); }
+inline void store_16_bytes(void* to, const Chunk16& chunk) { store_aligned(to, chunk); }
+inline void store_8_bytes(void* to, const Chunk8& chunk) { store_aligned(to, chunk); }
+inline void prefetch(const void*) {}
+inline void keep_order() {}
+
+}  // namespace device
+}  // namespace mmfl

@@ -1,0 +1,194 @@
+// A thread takes a few neighbouring columns through all rows. Every column's arithmetic is the same whatever
+// the tile, so the cut is free of consequences for the result.
+#pragma once
+
+#include "common/block_sum.cuh"
+#include "common/row_chunk.cuh"
+#include "mix/mix_plan.h"
+
+namespace mmfl {
+namespace device {
+
+// Rows that are added in the compute type; sums of such groups are added in double.
+constexpr int kMixPanel = 64;
+
+using MixBlockSum = BlockSum<kMixThreads>;
+
+// The weights of one panel for the outputs of a block.
+template <typename T, int kOutputs>
+struct MixWeights {
+  T of[kMixPanel][kOutputs];
+  T offset[kMixPanel];
+  bool read[kMixPanel];  // any weight is not 0
+};
+
+// Which rows take part, and how many. One block.
+MMFL_DEVICE void mix_members(const MixDevice& args, MixBlockSum& shared) {
+  double count = 0;
+  for (std::int64_t k = thread(); k < args.rows; k += kMixThreads) {
+    bool any = false;
+    for (std::int64_t r = 0; r < args.out_rows && !any; ++r) any = args.matrix[r * args.rows + k] != 0;
+    args.members[k] = any ? 1 : 0;
+    count += any ? 1 : 0;
+  }
+  count = sum_over_block(count, shared);
+  if (thread() == 0) args.members[args.rows] = count;
+}
+
+template <typename T>
+MMFL_DEVICE void load_row(const Span& span, std::int64_t column, std::int64_t width,
+                          T (&values)[kColumns<T>]) {
+  if (takes_vectors<T>(span) && column + kColumns<T> <= width) {
+    load_whole<T>(span.data, span.dtype, column, values);
+  } else {
+    load_some<T>(span, column, width, values);
+  }
+}
+
+// The mean of the rows that take part.
+template <typename T>
+MMFL_DEVICE void mix_centre(const MixDevice& args, const Span* spans, std::int64_t column, std::int64_t width,
+                            T (&centre)[kColumns<T>]) {
+  double sums[kColumns<T>] = {};
+  for (std::int64_t k = 0; k < args.rows; ++k) {
+    if (args.members[k] == 0) continue;
+    T values[kColumns<T>];
+    load_row(spans[k], column, width, values);
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c) sums[c] += static_cast<double>(values[c]);
+  }
+  const double members = args.members[args.rows];
+#pragma unroll
+  for (int c = 0; c < kColumns<T>; ++c) centre[c] = members > 0 ? static_cast<T>(sums[c] / members) : T(0);
+}
+
+template <typename T>
+MMFL_DEVICE void store_element(const RowBlock& output, std::int64_t at, T value) {
+  void* data = const_cast<void*>(output.data);
+  switch (output.dtype) {
+    case DType::kFloat64:
+      static_cast<double*>(data)[at] = static_cast<double>(value);
+      break;
+    case DType::kFloat32:
+      static_cast<float*>(data)[at] = static_cast<float>(value);
+      break;
+    case DType::kBFloat16:
+      static_cast<std::uint16_t*>(data)[at] = bfloat16_from_float(static_cast<float>(value));
+      break;
+    case DType::kFloat16:
+      static_cast<std::uint16_t*>(data)[at] = float16_from_float(static_cast<float>(value));
+      break;
+  }
+}
+
+template <typename T>
+MMFL_DEVICE void store_row(const RowBlock& output, std::int64_t row, std::int64_t column, std::int64_t width,
+                           const T (&values)[kColumns<T>]) {
+  const std::int64_t first = row * output.row_stride + column;
+  const bool narrow = output.dtype == DType::kBFloat16 || output.dtype == DType::kFloat16;
+  const std::int64_t size = narrow ? 2 : static_cast<std::int64_t>(sizeof(T));
+  char* to = static_cast<char*>(const_cast<void*>(output.data)) + first * size;
+  const bool whole =
+      column + kColumns<T> <= width &&
+      reinterpret_cast<std::uintptr_t>(to) % static_cast<std::uintptr_t>(size * kColumns<T>) == 0;
+  if (whole && !narrow) {
+    Chunk16 chunk;
+    memcpy(chunk.words, values, sizeof values);
+    store_16_bytes(to, chunk);
+  } else if (whole) {
+    Chunk8 chunk{};
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c) {
+      const auto value = static_cast<float>(values[c]);
+      const std::uint32_t bits =
+          output.dtype == DType::kBFloat16 ? bfloat16_from_float(value) : float16_from_float(value);
+      chunk.words[c / 2] |= bits << (c % 2 * 16);
+    }
+    store_8_bytes(to, chunk);
+  } else {
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c)
+      if (column + c < width) store_element(output, first + c, values[c]);
+  }
+}
+
+// kOutputs of the outputs on one tile of columns.
+template <typename T, int kOutputs>
+MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared) {
+  // Rows whose loads are in flight together.
+  constexpr int kGroup = kOutputs == 1 ? 8 : 4;
+  const std::int64_t* tiles = sizeof(T) == 8 ? args.double_tiles : args.float_tiles;
+  // Blocks that read the same columns are neighbours.
+  const std::int64_t parts = (args.out_rows + kOutputs - 1) / kOutputs;
+  const std::int64_t tile = block_x() / parts, first = block_x() % parts * kOutputs;
+  const std::int64_t segment = segment_of(tiles, args.segments, tile);
+  const std::int64_t width = args.widths[segment];
+  const std::int64_t column = ((tile - tiles[segment]) * kMixThreads + thread()) * kColumns<T>;
+  const Span* spans = args.spans + segment * args.rows;
+
+  T centre[kColumns<T>] = {};
+  if (args.members != nullptr) mix_centre(args, spans, column, width, centre);
+  double totals[kOutputs][kColumns<T>] = {};
+  for (std::int64_t from = 0; from < args.rows; from += kMixPanel) {
+    const std::int64_t left = args.rows - from;
+    const int count = left < kMixPanel ? static_cast<int>(left) : kMixPanel;
+    // After all have read the weights of the panel before.
+    sync_block();
+    if (thread() < kMixPanel) {
+      bool read = false;
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) {
+        const bool inside = thread() < count && first + r < args.out_rows;
+        const double weight = inside ? args.matrix[(first + r) * args.rows + from + thread()] : 0;
+        shared.of[thread()][r] = static_cast<T>(weight);
+        read = read || weight != 0;
+      }
+      shared.read[thread()] = read;
+      shared.offset[thread()] = args.row_offset != nullptr && thread() < count
+                                    ? static_cast<T>(args.row_offset[from + thread()])
+                                    : T(0);
+    }
+    sync_block();
+    T sums[kOutputs][kColumns<T>] = {};
+    for (int k = 0; k < count; k += kGroup) {
+      T values[kGroup][kColumns<T>];
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        if (shared.read[k + i]) load_row(spans[from + k + i], column, width, values[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        if (!shared.read[k + i]) continue;
+        T probe = 0;
+#pragma unroll
+        for (int c = 0; c < kColumns<T>; ++c) {
+          values[i][c] -= centre[c] + shared.offset[k + i];
+          probe += values[i][c] * T(0);
+        }
+#pragma unroll
+        for (int r = 0; r < kOutputs; ++r) {
+          const T weight = shared.of[k + i][r];
+          // A weight of 0 leaves a non-finite value unread.
+          if (probe != 0 && weight == 0) continue;
+#pragma unroll
+          for (int c = 0; c < kColumns<T>; ++c) sums[r][c] += weight * values[i][c];
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kOutputs; ++r)
+#pragma unroll
+      for (int c = 0; c < kColumns<T>; ++c) totals[r][c] += static_cast<double>(sums[r][c]);
+  }
+#pragma unroll
+  for (int r = 0; r < kOutputs; ++r) {
+    if (first + r >= args.out_rows) continue;
+    T values[kColumns<T>];
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c) values[c] = static_cast<T>(totals[r][c]);
+    store_row(args.outputs[segment], first + r, column, width, values);
+  }
+}
+
+}  // namespace device
+}  // namespace mmfl

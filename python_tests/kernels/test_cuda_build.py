@@ -1,0 +1,67 @@
+"""Every CUDA kernel compiles for every chip that CMakeLists.txt names, and keeps its values in registers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[2] / "csrc"
+SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.glob("*/*_launch.cu"))
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+def nvcc(source: str, *options: str) -> str:
+    command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC}", *options, str(CSRC / source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def spilled_bytes(report: str) -> dict[str, int]:
+    """By kernel, what ``ptxas -v`` says of local memory: stack frame and spills together."""
+    spilled: dict[str, int] = {}
+    kernel = ""
+    for line in report.splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)'", line):
+            kernel = entry[1]
+        elif numbers := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", line):
+            spilled[kernel] = sum(map(int, numbers.groups()))
+    return spilled
+
+
+def test_there_are_kernels() -> None:
+    assert {"gram/gram_launch.cu", "mix/mix_launch.cu"} <= set(SOURCES)
+
+
+@pytest.mark.parametrize("chip", ["80", "90a", "100"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_kernel_spills(source: str, chip: str, tmp_path: Path) -> None:
+    target = f"-gencode=arch=compute_{chip},code=sm_{chip}"
+    report = nvcc(source, "-cubin", target, "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
+    spilled = spilled_bytes(report)
+    assert spilled
+    assert {kernel: count for kernel, count in spilled.items() if count > 0} == {}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_common_ptx(source: str, tmp_path: Path) -> None:
+    ptx = tmp_path / "ptx"
+    nvcc(source, "-ptx", "-arch=compute_80", "-o", str(ptx))
+    text = ptx.read_text()
+    assert ".entry" in text
+    # 16-byte loads through the read-only path.
+    assert "ld.global.nc.v4" in text
+    assert ("mma.sync.aligned.m16n8k8.row.col.f32.tf32" in text) == (source == "gram/gram_launch.cu")
+
+
+def test_a_spill_would_be_seen() -> None:
+    report = """ptxas info    : Compiling entry function 'kernel' for 'sm_80'
+ptxas info    : Function properties for kernel
+    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 255 registers"""
+    assert spilled_bytes(report) == {"kernel": 16}
