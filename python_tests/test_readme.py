@@ -4,8 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmfl_fast import run
+from mmfl_fast.experiments.presets import load_experiment
+
 README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+TEXT = README.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -35,3 +39,14 @@ def test_every_example_runs_in_order(names):
 def test_a_new_algorithm_fits_in_about_thirty_lines():
     (source,) = (s for s in EXAMPLES if "(Algorithm)" in s)
     assert len([line for line in source.splitlines() if line.strip()]) <= 35
+
+
+def test_the_yaml_example_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = {"modality:acc": names["X1"], "modality:gyro": names["X2"], "labels": names["y"]}
+    np.savez("my-data.npz", **arrays, clients=names["ids"], split=names["split"])
+    (source,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    Path("mine.yaml").write_text(source)
+    experiment = load_experiment("mine.yaml", ["rounds=1"])
+    result = run(experiment.federation(0), "m3fed", rounds=1, config=experiment.options_of("m3fed"))
+    assert set(result.final["per_dataset"]) == {"my-data"}
