@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmfl_fast.kernels.prototype_loss import prototype_loss
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
+from mmfl_fast.ops.precision import Precision, allows_tf32
 from mmfl_fast.ops.tensors import (
     REAL_NUMBER,
     WHOLE_NUMBER,
@@ -81,6 +82,7 @@ def prototype_contrastive_loss(
     class_mask: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    precision: Precision = "fp32",
 ) -> Tensor:
     """InfoNCE of features against class prototypes: CMPC of MFCPL (papers.md 4.3).
 
@@ -100,6 +102,8 @@ def prototype_contrastive_loss(
         normalize: scale features and prototypes to unit length.
         reduction: ``"mean"`` over all rows that are not ignored (0 if there is none), ``"sum"``, or
             ``"none"``. For a value per client, call it under ``torch.func.vmap``; that is one launch, too.
+        precision: of float32 products on a GPU, ``"fp32"`` or ``"tf32"``, see
+            :data:`mmfl_fast.ops.precision.Precision`.
 
     Returns:
         A scalar; for ``"none"`` the loss per row, [N] or [B, N]. float64 if features or prototypes are, else
@@ -109,8 +113,8 @@ def prototype_contrastive_loss(
 
     Raises:
         TypeError: wrong dtype.
-        ValueError: wrong shapes, devices that differ, temperature or reduction out of range, or a label
-            outside [0, C) that is not -100; the message names the value and its row.
+        ValueError: wrong shapes, devices that differ, temperature, reduction or precision out of range, or a
+            label outside [0, C) that is not -100; the message names the value and its row.
     """
     features, labels = as_floating(features, "features"), as_labels(labels, "labels")
     prototypes = as_floating(prototypes, "prototypes")
@@ -128,6 +132,7 @@ def prototype_contrastive_loss(
         client_mask,
         float(temperature),
         bool(normalize),
+        allows_tf32(precision),
     )
     if reduction == "none":
         return losses[0] if one_client else losses
