@@ -18,6 +18,7 @@ from mmfl_fast.kernels.extension import _C
 from .registry import Call, Work
 from .timing import Contender, alternate
 
+_DEVICE = "cuda"
 _COPIED = 1 << 30
 _MATRIX = 8192
 # A product of float32 at its own precision, of operands cut into two TF32 numbers each.
@@ -44,7 +45,7 @@ class Rates:
 
 def gpu_rates() -> Rates:
     """Measure the current GPU."""
-    source = torch.empty(_COPIED, dtype=torch.uint8, device="cuda")
+    source = torch.empty(_COPIED, dtype=torch.uint8, device=_DEVICE)
     target = torch.empty_like(source)
     copy = 2 * _COPIED / _milliseconds(lambda: target.copy_(source))
     precision = torch.get_float32_matmul_precision()
@@ -56,7 +57,7 @@ def gpu_rates() -> Rates:
 
 
 def _product_rate(dtype: torch.dtype) -> float:
-    x = torch.randn(_MATRIX, _MATRIX, device="cuda").to(dtype)
+    x = torch.randn(_MATRIX, _MATRIX, device=_DEVICE).to(dtype)
     return 2 * _MATRIX**3 / _milliseconds(lambda: x @ x)
 
 
@@ -81,7 +82,7 @@ def facts(device: str, rates: Rates | None) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(),
             "driver": _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "cuda": torch.version.cuda,
-            "built with": _C.cuda_report()[0],
+            "built with": _C.cuda_report()[0] if _C.built_with_cuda else "no CUDA",
         }
     if rates is not None:
         told["copy [GB/s]"] = round(rates.copy / 1e6)
