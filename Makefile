@@ -24,7 +24,7 @@ GPU_JSON ?= gpu.json
 SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes all
 
 gpu-check: export PYTHONSAFEPATH = 1
-gpu-check: export COMMIT ?= $(shell git rev-parse HEAD)
+gpu-check: export COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 gpu-check:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
 	$(PYTHON) -m pytest -m gpu --require-gpu python_tests/kernels
