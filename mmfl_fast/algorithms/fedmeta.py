@@ -7,16 +7,16 @@ with respect to what they *received*; the server steps on the mean of these grad
     Meta-SGD:  theta_i = theta - alpha o grad L_S(theta),    g_i = grad_(theta, alpha) L_Q(theta_i)
     server:    theta <- theta - beta mean_i g_i;  Meta-SGD: alpha likewise
 
-Meta-SGD learns a rate per parameter. Gradients go through the inner step, second order; ``order: first`` takes
-its gradient for a constant. Here ``theta`` is ``f``; ``phi``, ``T`` and ``psi`` are the client's own. Support
-and query are the two halves of a batch.
+Meta-SGD learns a rate per parameter. Gradients go through the inner step, second order; ``order: first``
+takes the gradient in that step for a constant. Here ``theta`` is ``f``; ``phi``, ``T`` and ``psi`` are the
+client's own. Support and query are the two halves of a batch.
 
 What tells it from Per-FedAvg: all gradients of a round are taken at the broadcast ``theta``, and only the
 server moves it. To be compared round by round at equal effort, a client first adapts with half of its passes,
-``f`` together with ``phi``, ``T`` and ``psi``, from ``theta`` and at alpha; the result makes its predictions and
-never flows back. The other half sums query gradients at ``theta``; their mean is uploaded. The paper takes one
-gradient a round, the mean of many is the same with less noise. As the server takes one step where others take
-many, beta is of the size that a round of those adds up to; it is our choice (papers.md 6.3).
+``f`` together with ``phi``, ``T`` and ``psi``, from ``theta`` and at alpha; the result makes its predictions
+and never flows back. The other half sums query gradients at ``theta``; their mean is uploaded. The paper
+takes one gradient a round; the mean of many has the same expectation and less noise. As the server takes one
+step where others take many, beta is of the size that a round of those adds up to: our choice (papers.md 6.3).
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ class FedMeta(BackboneAlgorithm):
         rates = {n: received[f"rate.{n}"] for n in learner} if self.config.variant == "meta-sgd" else None
         support, query = (self._cross_entropy(params, half) for half in interleaved(batch, 2))
         second = self.config.order == "second"
-        return query(
-            nn.inner_step(support, learner, rates or self.config.learning_rate, second_order=second)
-        )
+        return query(nn.inner_step(support, learner, rates or self.config.learning_rate, second_order=second))
 
     def upload(self, params: ClientState, client: Client) -> dict[str, Tensor]:
         """Send the mean query gradient, by the names of what it belongs to."""

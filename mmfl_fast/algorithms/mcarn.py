@@ -1,4 +1,4 @@
-"""MCARN-style: modality-collaborative recognition (after MCARN, TPAMI 2024) with the losses of FDARN (AAAI 2022).
+"""MCARN-style: after MCARN (TPAMI 2024), with the losses of its predecessor FDARN (AAAI 2022).
 
 Two encoders read the same input, an altruistic one that is federated and an egocentric one that never leaves
 the client; the sum of their heads classifies. A discriminator ``D`` is to tell a row's modality from the
@@ -21,10 +21,10 @@ clients of a task, since a class number means nothing elsewhere; ``phi``, ``f'``
 FDARN's losses are those of its code. There the discriminator tells client numbers, here modalities as the
 paper says; there the spread reads a detached copy of the centres and no optimiser has them, here they learn.
 No author's code of MCARN was found, hence "-style": what its abstract adds, a margin adjusted to imbalanced
-modalities and a calibration of the private heads, is our reading: ``m_k = 0.5 (n_k / n_max)^(1/4)`` with the
-training rows ``n_k`` of a modality, and ``L_calibration``. ``margins: equal`` and ``calibration: 0`` are FDARN.
-Progress counts rounds, so the reversal is off in the first one, as it is in the code's first 200 steps. A row
-of several modalities counts for each of them in equal parts (papers.md 5.6).
+modalities and a calibration of the private heads, is our reading: ``m_k = 0.5 (n_k / n_max)^(1/4)`` with
+``n_k`` the training rows of a modality, and ``L_calibration``. ``margins: equal`` with ``calibration: 0`` is
+FDARN. Progress counts rounds, so the reversal is off in the first one, as in the first 200 steps of the code.
+A row of several modalities counts for each of them in equal parts (papers.md 5.6).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _LEAST_SQUARED_SINE = 1e-6
 
 
 class MCARNConfig(PlainTrainingConfig):
-    """Options of the MCARN-style baseline; the defaults are those of FDARN's code, and ours where it has none."""
+    """Options of the MCARN-style baseline; the defaults are of FDARN's code, ours where it has none."""
 
     orthogonality: float = Field(0.6, ge=0, description="weight of L_diff")
     discrimination: float = Field(0.4, ge=0, description="weight of both modality losses A")
@@ -143,13 +143,14 @@ class MCARN(PlainTraining):
 
         relations = (own_copy(params)["psi.weight"], context.start["psi.weight"])
         own, common = (ops.cosine_similarity(weights, origin=None).to(shared) for weights in relations)
-        return (
+        total: Tensor = (
             nn.cross_entropy(self._logits(params, shared, private), batch.labels)
             + c.orthogonality * squared_overlap(shared, private, batch.labels != -100)
             + c.discrimination * (told_apart[0] + told_apart[1])
             + c.spread * mean_square_off_diagonal(cosines[len(told) :, len(told) :])
             + c.calibration * mean_square_off_diagonal(own - common)
         )
+        return total
 
     def reversal(self, round_index: int) -> float:
         """Weight of the reversed gradient, from 0 in the first round towards 1."""
@@ -219,7 +220,7 @@ def squared_overlap(shared: Tensor, private: Tensor, counted: Tensor) -> Tensor:
 
 
 def angular_margin_loss(cosines: Tensor, margins: Tensor, held: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of ``scale cos(theta_k + m_k)`` against ``scale cos(theta_j)`` (ArcFace, Deng et al. 2019).
+    """Cross-entropy of ``scale cos(theta_k + m_k)`` against ``scale cos(theta_j)`` (ArcFace, CVPR 2019).
 
     Beyond ``theta_k + m_k = pi`` the margin is taken off the cosine instead, ``cos(theta_k) - m_k sin(m_k)``,
     so that the loss goes on growing with the angle.
