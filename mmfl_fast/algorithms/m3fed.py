@@ -148,7 +148,7 @@ class M3Fed(BackboneAlgorithm):
         return self._mix_operators(state, uploads, weights, members) if self.config.projection else state
 
     def metrics(self, state: M3FedState) -> dict[str, Any]:
-        """Clusters, their agreement with the modalities, and the mean ``||T - G||_F``: it shows ``G`` move."""
+        """Clusters, their agreement with the modalities, and the mean ``||T - G||_F``, which shows G move."""
         values: dict[str, Any] = {
             "clusters": state.clusters.tolist(),
             "adjusted_rand_index": adjusted_rand_index(state.clusters, state.modalities),

@@ -93,7 +93,12 @@ class MCARN(PlainTraining):
         code = models[0]["psi.weight"].shape[1]
         discriminator = nn.init_linear("D", code, _DISCRIMINATOR_WIDTH, generator, relu=True)
         margins = self._margins(rows_per_modality(federation))
-        centres = {f"centre.{m}": torch.randn(_DISCRIMINATOR_WIDTH, generator=generator) for m in margins}
+        # Of length about 1: a cosine has the smaller a gradient, the longer its vectors are.
+        centre_scale = _DISCRIMINATOR_WIDTH**-0.5
+        centres = {
+            f"centre.{m}": centre_scale * torch.randn(_DISCRIMINATOR_WIDTH, generator=generator)
+            for m in margins
+        }
         own = [
             {n: t for n, t in model.items() if part_of(n) == "phi"}
             | {f"{OWN}.{n}": t for n, t in twin.items() if part_of(n) != "phi"}
