@@ -142,18 +142,15 @@ class MCARN(PlainTraining):
 
         told = torch.cat([reverse_gradient(shared, self.reversal(context.round)), private])
         features = F.relu(nn.linear(params, "D", told))
-        cosines = ops.cosine_similarity(torch.cat([features, centres]), origin=None).to(shared)
-        to_centres = cosines[: len(told), len(told) :].chunk(2)
-        told_apart = [angular_margin_loss(each, margins, held, c.scale) for each in to_centres]
-
-        relations = (own_copy(params)["psi.weight"], context.start["psi.weight"])
-        own, common = (ops.cosine_similarity(weights, origin=None).to(shared) for weights in relations)
+        to_centres = (nn.unit_rows(features) @ nn.unit_rows(centres).T).chunk(2)
+        told_apart = [angular_margin_loss(cosines, margins, held, c.scale) for cosines in to_centres]
+        own, common = own_copy(params)["psi.weight"], context.start["psi.weight"]
         total: Tensor = (
             nn.cross_entropy(self._logits(params, shared, private), batch.labels)
             + c.orthogonality * squared_overlap(shared, private, batch.labels != -100)
             + c.discrimination * (told_apart[0] + told_apart[1])
-            + c.spread * mean_square_off_diagonal(cosines[len(told) :, len(told) :])
-            + c.calibration * mean_square_off_diagonal(own - common)
+            + c.spread * mean_square_off_diagonal(cosine_matrix(centres))
+            + c.calibration * mean_square_off_diagonal(cosine_matrix(own) - cosine_matrix(common))
         )
         return total
 
@@ -219,9 +216,15 @@ def squared_overlap(shared: Tensor, private: Tensor, counted: Tensor) -> Tensor:
         private: P ``[B, d]``.
         counted: bool ``[B]``; the other rows are left out.
     """
-    product = ops.cosine_similarity(shared, origin=None) * ops.cosine_similarity(private, origin=None)
+    product = cosine_matrix(shared) * cosine_matrix(private)
     both = counted[:, None] & counted
-    return torch.where(both, product, 0.0).sum().to(shared) / shared.shape[1] ** 2
+    return torch.where(both, product, 0.0).sum() / shared.shape[1] ** 2
+
+
+def cosine_matrix(rows: Tensor) -> Tensor:
+    """Cosines of all pairs of the few rows of a batch, ``[N, d]`` to ``[N, N]``."""
+    units = nn.unit_rows(rows)
+    return units @ units.T
 
 
 def angular_margin_loss(cosines: Tensor, margins: Tensor, held: Tensor, scale: float) -> Tensor:
