@@ -4,9 +4,10 @@ Two encoders read the same input, an altruistic one that is federated and an ego
 the client; the sum of their heads classifies. A discriminator ``D`` is to tell a row's modality from the
 private code and, through a reversed gradient, not to tell it from the shared one:
 
-    s = T f(phi(x)),  p = T' f'(phi(x)),  logits = psi(s) + psi'(p)
+    s = N(T f(phi(x))),  p = N(T' f'(phi(x))),  logits = psi(s) + psi'(p)
     L = CE + 0.6 L_diff + 0.4 (A(D(GRL(s))) + A(D(p))) + 0.4 L_spread + 0.4 L_calibration
 
+    N              scales a row to a root mean square of 1
     L_diff         mean squared entry of S^T P, rows of unit length: the codes are orthogonal
     A              cross-entropy with additive angular margin: 72 cos(theta_k + m_k) for the row's modality k,
                    72 cos(theta_j) for the others, theta_j the angle to the centre of modality j
@@ -20,6 +21,8 @@ clients of a task, since a class number means nothing elsewhere; ``phi``, ``f'``
 
 FDARN's losses are those of its code. There the discriminator tells client numbers, here modalities as the
 paper says; there the spread reads a detached copy of the centres and no optimiser has them, here they learn.
+Its encoders end in batch normalisation, without which a factor of 72 drives the codes to infinity; ``N`` does
+that without statistics of a batch, which differ from client to client.
 No author's code of MCARN was found, hence "-style": what its abstract adds, a margin adjusted to imbalanced
 modalities and a calibration of the private heads, is our reading: ``m_k = 0.5 (n_k / n_max)^(1/4)`` with
 ``n_k`` the training rows of a modality, and ``L_calibration``. ``margins: equal`` with ``calibration: 0`` is
@@ -127,9 +130,11 @@ class MCARN(PlainTraining):
         return self._logits(params, *self.codes(params, inputs))
 
     def codes(self, params: ClientState, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """``s`` and ``p``: ``[B, operator_rows]`` each."""
+        """``s`` and ``p``: ``[B, operator_rows]`` each, rows of root mean square 1."""
         h = self.common_input(params, inputs)
-        return self.encode(params, h), self.encode(own_copy(params), h)
+        shared, private = (self.encode(encoder, h) for encoder in (params, own_copy(params)))
+        scale = math.sqrt(shared.shape[1])
+        return scale * nn.unit_rows(shared), scale * nn.unit_rows(private)
 
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """The six terms above."""

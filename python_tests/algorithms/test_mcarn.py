@@ -43,7 +43,8 @@ def code(params, x, prefix=""):
     for i in range(2):
         x = x if i == 0 else F.relu(x)
         x = x @ params[f"{prefix}f.{i}.weight"].T + params[f"{prefix}f.{i}.bias"]
-    return x @ params[f"{prefix}T"].T
+    x = x @ params[f"{prefix}T"].T
+    return x / x.square().mean(dim=1, keepdim=True).sqrt()
 
 
 def unit(rows):
@@ -283,6 +284,16 @@ def test_what_is_private_stays_and_heads_stay_inside_a_task(trial):
             share = sizes[members] / sizes[members].sum()
             expected = torch.tensordot(share, stacked, dims=1).float()
             torch.testing.assert_close(received[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_codes_keep_their_scale(trial):
+    run = trial("mcarn")
+    start = run.starts()[0]
+    inputs = batch_of(run, 0).inputs
+    louder = {n: 100 * t if n in ("T", "own.T") else t for n, t in start.items()}
+    for codes in (run.algorithm.codes(start, inputs), run.algorithm.codes(louder, inputs)):
+        for each in codes:
+            torch.testing.assert_close(each.square().mean(dim=1), torch.ones(len(each)))
 
 
 def test_both_codes_predict(trial):
