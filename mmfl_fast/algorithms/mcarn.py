@@ -21,13 +21,15 @@ clients of a task, since a class number means nothing elsewhere; ``phi``, ``f'``
 
 FDARN's losses are those of its code. There the discriminator tells client numbers, here modalities as the
 paper says; there the spread reads a detached copy of the centres and no optimiser has them, here they learn.
-Its encoders end in batch normalisation, without which a factor of 72 drives the codes to infinity; ``N`` does
-that without statistics of a batch, which differ from client to client.
+Its encoders end in batch normalisation, without which a factor of 72 drives the codes to infinity; ``N``
+bounds them without statistics of a batch, which differ from client to client. Progress counts rounds, so the
+reversal is off in the first one, as in the first 200 steps of the code. A row of several modalities counts
+for each of them in equal parts.
+
 No author's code of MCARN was found, hence "-style": what its abstract adds, a margin adjusted to imbalanced
 modalities and a calibration of the private heads, is our reading: ``m_k = 0.5 (n_k / n_max)^(1/4)`` with
 ``n_k`` the training rows of a modality, and ``L_calibration``. ``margins: equal`` with ``calibration: 0`` is
-FDARN. Progress counts rounds, so the reversal is off in the first one, as in the first 200 steps of the code.
-A row of several modalities counts for each of them in equal parts (papers.md 5.6).
+FDARN (papers.md 5.6).
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ class MCARN(PlainTraining):
         return nn.linear(params, "psi", shared) + nn.linear(own_copy(params), "psi", private)
 
     def _margins(self, rows: Mapping[str, int]) -> dict[str, Tensor]:
-        most = max(rows.values())
+        most = max(1, *rows.values())
         equal = self.config.margins == "equal"
         return {
             m: torch.tensor(self.config.margin * (1.0 if equal else (count / most) ** 0.25))
