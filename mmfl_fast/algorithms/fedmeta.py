@@ -91,7 +91,7 @@ class FedMeta(BackboneAlgorithm):
         learner = self._part(params, "f")
         if self.config.variant == "meta-sgd":
             alpha = self.config.learning_rate
-            learner = {n: _slowed(t, params[f"rate.{n}"] / alpha) for n, t in learner.items()}
+            learner = {n: nn.scale_gradient(t, params[f"rate.{n}"] / alpha) for n, t in learner.items()}
         return self._cross_entropy(params, batch)(learner)
 
     def query_loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
@@ -130,8 +130,3 @@ class FedMeta(BackboneAlgorithm):
             return nn.cross_entropy(logits, batch.labels)
 
         return fit
-
-
-def _slowed(x: Tensor, factor: Tensor) -> Tensor:
-    """``x`` itself, with the gradient times ``factor``."""
-    return x.detach() + factor.detach() * (x - x.detach())

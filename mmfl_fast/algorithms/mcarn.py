@@ -147,7 +147,7 @@ class MCARN(PlainTraining):
         margins = torch.stack([params[f"margin.{m}"] for m in names])
         held = modalities_held(batch.inputs, names)
 
-        told = torch.cat([reverse_gradient(shared, self.reversal(context.round)), private])
+        told = torch.cat([nn.scale_gradient(shared, -self.reversal(context.round)), private])
         features = F.relu(nn.linear(params, "D", told))
         to_centres = (nn.unit_rows(features) @ nn.unit_rows(centres).T).chunk(2)
         told_apart = [angular_margin_loss(cosines, margins, held, c.scale) for cosines in to_centres]
@@ -206,11 +206,6 @@ def modalities_held(inputs: Inputs, names: list[str]) -> Tensor:
     columns = dict(zip(inputs.values, inputs.present.unbind(dim=1), strict=True))
     absent = torch.zeros_like(inputs.present[:, 0])
     return torch.stack([columns.get(name, absent) for name in names], dim=1)
-
-
-def reverse_gradient(x: Tensor, weight: float) -> Tensor:
-    """``x`` itself, with the gradient times ``-weight`` (Ganin and Lempitsky 2015)."""
-    return x.detach() - weight * (x - x.detach())
 
 
 def squared_overlap(shared: Tensor, private: Tensor, counted: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from mmfl_fast.algorithms.mcarn import (
     angular_margin_loss,
     mean_square_off_diagonal,
     modalities_held,
-    reverse_gradient,
     rows_per_modality,
     squared_overlap,
 )
@@ -157,15 +156,6 @@ def test_off_diagonal_on_worked_values():
     matrix = torch.tensor([[9.0, 1.0], [2.0, 9.0]])
     assert float(mean_square_off_diagonal(matrix)) == 2.5
     assert float(mean_square_off_diagonal(matrix[:1, :1])) == 0
-
-
-def test_the_reversal():
-    x = torch.tensor([1.5, -2.0], requires_grad=True)
-    y = reverse_gradient(x, 0.25)
-    assert torch.equal(x, y)
-    assert torch.equal(
-        torch.autograd.grad((y * torch.tensor([1.0, 8.0])).sum(), x)[0], torch.tensor([-0.25, -2])
-    )
 
 
 def test_the_reversal_starts_at_nothing_and_grows(trial):
