@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.sparse.csgraph import laplacian
 
 import mmfl_fast as mf
 from mmfl_fast import data
@@ -342,6 +343,13 @@ def test_the_eigengap_finds_the_number_of_groups(sizes):
     affinity, label = groups_of(sizes)
     assert eigengap_clusters(affinity) == len(sizes)
     assert spectral_clusters(affinity, "eigengap").tolist() == label.tolist()
+
+
+def test_the_eigengap_stops_at_half_the_clients():
+    affinity, _ = groups_of((2, 2, 2, 1, 1))
+    eigenvalues = np.linalg.eigvalsh(laplacian(affinity.numpy(), normed=True))
+    assert np.diff(eigenvalues)[1:].argmax() + 2 == 5
+    assert eigengap_clusters(affinity) <= 4
 
 
 def test_the_eigengap_is_the_largest_step_of_the_spectrum():
