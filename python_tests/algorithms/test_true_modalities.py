@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 
@@ -12,6 +13,9 @@ def test_the_same_modalities_have_one_number_across_tasks(mixed_federation, toy_
     assert modality_numbers(mixed_federation).tolist() == [0] * 4 + [1] * 4
     twice = data.merge([mixed_federation, toy_federation])
     assert modality_numbers(twice).tolist() == [0] * 4 + [1] * 4 + [2] * 6
+    (task,) = toy_federation.tasks
+    twins = data.Federation("twins", (task, replace(task, name="other")))
+    assert modality_numbers(twins).tolist() == [0] * 12
     uneven = data.with_missing(toy_federation, rate=0.7, seed=2)
     numbers = modality_numbers(uneven).tolist()
     for a, b in combinations(range(6), 2):
