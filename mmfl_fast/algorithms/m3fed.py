@@ -141,6 +141,10 @@ class M3Fed(BackboneAlgorithm):
             values["operator_gap"] = float(torch.stack(gaps).mean())
         return values
 
+    def similarity(self, state: M3FedState) -> Tensor:
+        """Angular similarity of the updates, Eq. 6."""
+        return state.affinity
+
     def _aggregate_learners(
         self, state: M3FedState, uploads: Uploads, weights: Tensor, members: Tensor
     ) -> M3FedState:

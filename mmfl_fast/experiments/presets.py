@@ -130,6 +130,18 @@ def yaml_text(source: str) -> str:
     return (resources.files("mmfl_fast") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
 
 
+def yaml_value(text: str, where: str) -> Any:
+    """The value that a person typed.
+
+    Raises:
+        ValueError: it is not YAML; ``where`` begins the message.
+    """
+    try:
+        return _yaml(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{where}: {text!r} is not a YAML value") from None
+
+
 def _applied(
     function: Callable[..., Federation], federation: Federation, options: dict[str, Any], section: str
 ) -> Federation:
@@ -168,10 +180,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
     key, sign, text = change.partition("=")
     if not sign or not key:
         raise ValueError(f"--set takes key=value; got {change!r}")
-    try:
-        value = _yaml(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {key}: {text!r} is not a YAML value") from None
+    value = yaml_value(text, f"--set {key}")
     top, _, rest = key.partition(".")
     if rest:
         if top not in ("data", "dirichlet", "missing", "config", "methods"):

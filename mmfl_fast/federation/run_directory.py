@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import save
+from torch import Tensor
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import State
@@ -125,6 +128,13 @@ class RunDirectory:
         """Add one JSON line."""
         with _naming(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def keep_similarity(self, number: int, similarity: Tensor) -> None:
+        """Write ``similarity/round-<number>.safetensors``: float16 ``[K, K]``, enough for a picture."""
+        folder = self.path / "similarity"
+        folder.mkdir(exist_ok=True)
+        content = save({"similarity": similarity.detach().to("cpu", torch.float16).contiguous()})
+        write_atomically(folder / f"round-{number:06d}.safetensors", content)
 
     def checkpoint(self, rounds_done: int, state: State) -> None:
         """Keep the state so that a resumed run continues from here."""
