@@ -135,8 +135,8 @@ def read_run(run_dir: Path) -> RecordedRun:
     ]
     history = []
     for where, text in _lines(metrics_file):
-        keys = ("round", "clients", "train_loss", "seconds", *COUNTED)
-        line = _with_keys(_json(text, where), keys, where)
+        needed = ("round", "clients", "train_loss", "seconds", *COUNTED)
+        line = _with_keys(_json(text, where), needed, where)
         clusters = line.get("clusters")
         if clusters is not None and len(clusters) != len(clients):
             told = f"clusters of {len(clusters)} clients, {clients_file} has {len(clients)}"
@@ -144,7 +144,7 @@ def read_run(run_dir: Path) -> RecordedRun:
         history.append(line)
     result = None
     if result_file.exists():
-        needed = ("round", "clients", "train_loss", "seconds", *COUNTED)
+        keys = ("accuracy", "macro_f1", "per_dataset", "per_client", "rounds")
         result = _with_keys(_json(_text(result_file), result_file), keys, result_file)
         if len(result["per_client"]) != len(clients):
             got = len(result["per_client"])
