@@ -121,7 +121,10 @@ def test_a_failing_cell_is_named_and_stops_the_others(tmp_path):
         compare(endless, tmp_path, jobs=2, progress=False)
     assert "DivergedError" in repr(raised.value.__cause__)
     assert time.monotonic() - began < 60
-    assert not multiprocessing.active_children()
+    # A process that the pool's own thread reaps at this very moment is still listed.
+    while multiprocessing.active_children():
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
 
 
 class Clock:

@@ -277,10 +277,12 @@ def test_bars_are_milliseconds_with_error_bars() -> None:
 
 
 def test_agreement_is_drawn_up_to_one() -> None:
-    lines = [{"round": r, "agreement": a} for r, a in ((1, 0.2), (3, -0.1))]
-    (axes,) = plots.agreement_by_round({"m3fed": {0: lines}}).axes
+    lines = [{"round": r, "adjusted_rand_index": a} for r, a in ((1, 0.2), (3, -0.1))]
+    others = {"local": {0: [{"round": 1}]}, "m3fed": {0: [{"round": 2}]}}
+    assert plots.agreement_by_round(others) is None
+    (axes,) = plots.agreement_by_round({**others, "m3fed": {0: [*lines, {"round": 4}]}}).axes
+    assert len(axes.lines) == 1
     assert axes.lines[0].get_ydata() == pytest.approx([0.2, -0.1])
     low, high = axes.get_ylim()
     assert low < -0.1
     assert high >= 1
-    assert plots.agreement_by_round({}) is None

@@ -88,24 +88,27 @@ def train_loss_by_round(histories: Histories) -> Figure | None:
 
 
 def agreement_by_round(histories: Histories) -> Figure | None:
-    """Adjusted Rand index of clusters and true modalities by round: 1 if they agree, 0 as by chance.
-
-    Args:
-        histories: method -> seed -> lines with ``round`` and ``agreement``.
+    """Adjusted Rand index of clusters and true modalities by round: 1 if they agree, about 0 by chance.
 
     Returns:
-        The figure; None without a line.
+        The figure, of the methods that tell the index; None if none does.
     """
-    if not any(history for seeds in histories.values() for history in seeds.values()):
+    told: dict[str, dict[int, History]] = {}
+    for method, seeds in histories.items():
+        for seed, history in seeds.items():
+            lines = [line for line in history if "adjusted_rand_index" in line]
+            if lines:
+                told.setdefault(method, {})[seed] = lines
+    if not told:
         return None
     figure = new_figure(6.4, 3.8)
     axes = new_axes(figure)
-    _draw_curves(axes, histories, lambda line: line["agreement"])
+    _draw_curves(axes, told, lambda line: line["adjusted_rand_index"])
     axes.set_xlabel("round")
     axes.set_ylabel("adjusted Rand index")
     bottom, _ = axes.get_ylim()
     axes.set_ylim(min(bottom, -0.05), 1.05)
-    legend_of_methods(figure, histories)
+    legend_of_methods(figure, told)
     return figure
 
 

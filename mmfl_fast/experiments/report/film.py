@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mmfl_fast.experiments.plots.style import OKABE_ITO, TOL_MUTED, colours_from, unique
 from mmfl_fast.experiments.recorded_run import RecordedRun
-from mmfl_fast.experiments.report.agreement import agreement
 
 # One byte per pair: 255 stands for a client that did not take part.
 _LEVELS = 255
@@ -61,7 +60,8 @@ def similarity_film(run: RecordedRun, prefix: str = "", of: str = "") -> Film | 
         key=lambda i: (kinds.index(run.modalities[i]), datasets.index(run.datasets[i]), i),
     )
     lines = {line["round"]: line for line in run.history}
-    clusters = [lines[number].get("clusters") for number in matrices]
+    shown = [lines[number] for number in matrices]
+    clusters = [line.get("clusters") for line in shown]
     highest = max((max(c) for c in clusters if c is not None), default=-1)
     reach = _reach(list(matrices.values()))
     return Film(
@@ -75,7 +75,7 @@ def similarity_film(run: RecordedRun, prefix: str = "", of: str = "") -> Film | 
             "kindOf": [kinds.index(run.modalities[i]) for i in order],
             "clusterColours": [*colours_from(TOL_MUTED, highest + 1), _NO_CLUSTER],
             "clusters": [None if c is None else [c[i] for i in order] for c in clusters],
-            "agreement": [None if c is None else agreement(c, run.modalities) for c in clusters],
+            "agreement": [line.get("adjusted_rand_index") for line in shown],
             "low": 0.5 - reach,
             "high": 0.5 + reach,
             "palette": [to_hex(colormaps["RdBu_r"](level / (_LEVELS - 1))) for level in range(_LEVELS)],

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from mmfl_fast.experiments import plots
 from mmfl_fast.experiments.recorded_run import RecordedRun, ReportError
-from mmfl_fast.experiments.report.agreement import agreement
 from mmfl_fast.experiments.report.page import Picture, picture
 
 # Method -> seed -> run.
@@ -37,7 +36,7 @@ def shared_pictures(runs: Runs) -> Iterator[Picture]:
         "Adjusted Rand index of the clusters that the server found and the modalities that it does not know: "
         "1 if they are the same partition, 0 on average by chance. Only methods that form clusters have it."
         + band,
-        plots.agreement_by_round(_agreements(runs)),
+        plots.agreement_by_round(histories),
     )
 
 
@@ -87,18 +86,3 @@ def _client_accuracy_picture(runs: Runs) -> Iterator[Picture]:
         f"{each}; the bar is the mean of the dots. Clients without test rows have none.",
         plots.accuracy_by_client(scores, every[0].datasets),
     )
-
-
-def _agreements(runs: Runs) -> plots.Histories:
-    found: dict[str, dict[int, plots.History]] = {}
-    for method, by_seed in runs.items():
-        for seed, run in by_seed.items():
-            lines = [
-                {"round": line["round"], "agreement": agreement(line["clusters"], run.modalities)}
-                for line in run.history
-                if line.get("clusters") is not None
-            ]
-            told = [line for line in lines if line["agreement"] is not None]
-            if told:
-                found.setdefault(method, {})[seed] = told
-    return found
