@@ -106,7 +106,7 @@ def load_experiment(source: str, changes: Iterable[str] = ()) -> Experiment:
     Args:
         source: name of a preset, or path of a ``.yaml`` file.
         changes: ``rounds=3``, ``data.alpha=0.4``, or a bare option of the engine or algorithm like
-            ``lambda=0.3``. Values are YAML.
+            ``lambda=0.3``, which also replaces what the file says for one method. Values are YAML.
 
     Raises:
         ValueError: no such preset (with the nearest name), not YAML, an unknown key, or a value that does
@@ -114,6 +114,8 @@ def load_experiment(source: str, changes: Iterable[str] = ()) -> Experiment:
         FileNotFoundError: the path does not exist.
     """
     content = _mapping(yaml_text(source), source)
+    changes = list(changes)
+    _give_way(content, {change.partition("=")[0] for change in changes})
     for change in changes:
         _apply(content, change)
     refuse_unknown(content, option_names(Experiment), f"key in {source}")
@@ -174,6 +176,17 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{source} must hold keys and values; got {type(content).__name__}")
     return dict(content)
+
+
+def _give_way(content: dict[str, Any], keys: set[str]) -> None:
+    """Take the keys that a person gives for all methods out of what the file says for one."""
+    methods = content.get("methods")
+    if not isinstance(methods, Mapping):
+        return
+    content["methods"] = {
+        name: {k: v for k, v in own.items() if k not in keys} if isinstance(own, Mapping) else own
+        for name, own in methods.items()
+    }
 
 
 def _apply(content: dict[str, Any], change: str) -> None:

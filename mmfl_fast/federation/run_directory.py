@@ -17,7 +17,13 @@ from torch import Tensor
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import State
-from mmfl_fast.federation.checkpoints import AnyState, CheckpointError, read_checkpoint, write_checkpoint
+from mmfl_fast.federation.checkpoints import (
+    AnyState,
+    CheckpointError,
+    keep_newest,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 # A run may be continued for longer and by another command line; everything else fixes its numbers.
 _MAY_CHANGE = {"rounds", "command"}
@@ -144,6 +150,8 @@ class RunDirectory:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``; its presence says that the run is complete."""
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        # One is enough to go on for longer; a comparison has many runs, each with every client's model.
+        keep_newest(self._checkpoints, 1)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

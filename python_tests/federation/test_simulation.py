@@ -154,6 +154,12 @@ def test_a_resumed_run_ends_at_the_same_bits(toy_federation, tmp_path, method, m
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "broken")
 
 
+def test_a_finished_run_keeps_its_newest_checkpoint(toy_federation, tmp_path):
+    config = {**SMALL, "checkpoint_every": 1}
+    mf.run(toy_federation, "fedavg", rounds=3, out=tmp_path / "run", config=config)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-000003"]
+
+
 def test_a_finished_run_can_go_on_for_longer(toy_federation, tmp_path):
     mf.run(toy_federation, "fedavg", rounds=2, out=tmp_path / "run", config=SMALL)
     longer = mf.run(toy_federation, "fedavg", rounds=4, out=tmp_path / "run", config=SMALL, resume=True)
