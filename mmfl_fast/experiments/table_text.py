@@ -85,18 +85,16 @@ def markdown_tests(tests: Sequence[PairedTest]) -> str:
 
 
 def latex_table(table: ScoreTable, tests: Sequence[PairedTest] = ()) -> str:
-    """A ``table`` that needs the package booktabs, with the tests in its caption."""
+    """A ``table`` that needs the package booktabs, with the tests as a note below."""
     columns = _columns(table)
-    caption = f"{table.title}."
-    if table.shows_steps:
-        caption += f" {STEPS_NOTE}"
+    notes = [STEPS_NOTE] if table.shows_steps else []
     if tests:
         told = "; ".join(
             f"{t.column}: {t.best} - {t.runner_up} {100 * t.difference:+.2f} ({t.test}, {t.pairs} pairs, "
             f"{'p ' if t.p is not None else ''}{_relation(t)})"
             for t in tests
         )
-        caption += f" Best against runner-up in points, two-sided, uncorrected: {told}."
+        notes.append(f"Best against runner-up in points, two-sided, uncorrected: {told}.")
     body = [
         " & ".join(
             [_latex(method), *(rf"\textbf{{{_latex(t)}}}" if best else _latex(t) for t, best in cells)]
@@ -107,7 +105,7 @@ def latex_table(table: ScoreTable, tests: Sequence[PairedTest] = ()) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_latex(caption)}}}",
+            rf"\caption{{{_latex(table.title)}}}",
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\toprule",
             " & ".join(["method", *map(_latex, columns)]) + r" \\",
@@ -115,6 +113,7 @@ def latex_table(table: ScoreTable, tests: Sequence[PairedTest] = ()) -> str:
             *(row + r" \\" for row in body),
             r"\bottomrule",
             r"\end{tabular}",
+            *(rf"\par\smallskip\footnotesize {_latex(note)}" for note in notes),
             r"\end{table}",
             "",
         ]

@@ -249,7 +249,7 @@ def test_sweep_draws_means_with_error_bars_of_one_std() -> None:
     assert overall.get_xlabel() == "lambda"
     first, second = digits.containers
     assert first.lines[0].get_ydata() == pytest.approx([50, 80])
-    assert first.lines[0].get_xdata() == pytest.approx([0, 0.6], abs=0.01)
+    assert first.lines[0].get_xdata() == pytest.approx([0, 0.6], abs=0.07)
     assert second.lines[0].get_ydata() == pytest.approx([20])
     std = 100 * np.std([0.7, 0.9], ddof=1)
     bar = first.lines[2][0].get_segments()[1]
@@ -282,6 +282,10 @@ def test_agreement_is_drawn_up_to_one() -> None:
     assert plots.agreement_by_round(others) is None
     (axes,) = plots.agreement_by_round({**others, "m3fed": {0: [*lines, {"round": 4}]}}).axes
     assert len(axes.lines) == 1
+    (text,) = axes.figure.legends[0].get_texts()
+    assert text.get_text() == "m3fed"
+    everyone = plots.train_loss_by_round({"local": {0: history([0.5])}, "m3fed": {0: history([0.6])}})
+    assert to_hex(axes.lines[0].get_color()) == to_hex(everyone.axes[0].lines[1].get_color())
     assert axes.lines[0].get_ydata() == pytest.approx([0.2, -0.1])
     low, high = axes.get_ylim()
     assert low < -0.1

@@ -233,7 +233,7 @@ def test_latex_escapes_and_marks_the_best() -> None:
     lines = latex_table(table, best_against_runner_up(table)).splitlines()
     assert r"a\_b,x=1\% & \textbf{90.00} & 30.00 & \textbf{75.00} \\" in lines
     assert lines[0] == r"\begin{table}"
-    assert any(line.startswith(r"\caption{Accuracy in \%, k\_1=\#, one seed.") for line in lines)
+    assert any(line.startswith(r"\caption{Accuracy in \%, k\_1=\#, one seed}") for line in lines)
     assert sum(line.endswith(r"\\") for line in lines) == 3
     several = accuracy_table({m: {s: result(0.9, 0.3) for s in (0, 1)} for m in "ab"})
     assert r"90.00 $\pm$ 0.00" in latex_table(several)

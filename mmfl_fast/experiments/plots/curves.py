@@ -93,13 +93,14 @@ def agreement_by_round(histories: Histories) -> Figure | None:
     Returns:
         The figure, of the methods that tell the index; None if none does.
     """
-    told: dict[str, dict[int, History]] = {}
-    for method, seeds in histories.items():
-        for seed, history in seeds.items():
-            lines = [line for line in history if "adjusted_rand_index" in line]
-            if lines:
-                told.setdefault(method, {})[seed] = lines
-    if not told:
+    told = {
+        method: {
+            s: [line for line in history if "adjusted_rand_index" in line] for s, history in seeds.items()
+        }
+        for method, seeds in histories.items()
+    }
+    drawn = [method for method, seeds in told.items() if any(seeds.values())]
+    if not drawn:
         return None
     figure = new_figure(6.4, 3.8)
     axes = new_axes(figure)
@@ -108,7 +109,7 @@ def agreement_by_round(histories: Histories) -> Figure | None:
     axes.set_ylabel("adjusted Rand index")
     bottom, _ = axes.get_ylim()
     axes.set_ylim(min(bottom, -0.05), 1.05)
-    legend_of_methods(figure, told)
+    legend_of_methods(figure, told, drawn)
     return figure
 
 

@@ -17,8 +17,9 @@ from matplotlib.patches import Patch
 
 INK = "#24292f"
 FAINT = "#d0d7de"
-# Okabe and Ito for methods and client groups, Tol's "muted" for clusters.
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Okabe and Ito for methods and client groups, grey in the place of a yellow that no line on white can have;
+# Tol's "muted" for clusters.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 TOL_MUTED = (
     "#332288",
     "#DDCC77",
@@ -93,15 +94,14 @@ def bare(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
-def legend_of_methods(figure: Figure, methods: Collection[str]) -> None:
-    """Below the axes; one method needs none."""
+def legend_of_methods(figure: Figure, methods: Collection[str], drawn: Collection[str] | None = None) -> None:
+    """Below the axes, of the methods that are drawn, by default all; one method needs none."""
     if len(methods) < 2:
         return
     colours = method_colours(methods)
-    handles = [
-        Line2D([], [], color=colours[m], linestyle=line_style(i), linewidth=2) for i, m in enumerate(methods)
-    ]
-    legend(figure, [short(m, _MAX_LEGEND_LABEL) for m in methods], handles)
+    shown = [(i, method) for i, method in enumerate(methods) if drawn is None or method in drawn]
+    handles = [Line2D([], [], color=colours[m], linestyle=line_style(i), linewidth=2) for i, m in shown]
+    legend(figure, [short(m, _MAX_LEGEND_LABEL) for _, m in shown], handles)
 
 
 def legend_of_groups(figure: Figure, groups: Sequence[str]) -> None:

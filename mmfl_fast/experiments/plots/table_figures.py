@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -37,11 +38,12 @@ def accuracy_over(key: str, sweep: Sweep, columns: Sequence[str]) -> Figure:
     figure, drawn = panels(columns, "accuracy in %", key)
     colours = method_colours(sweep)
     values = sorted({value for points in sweep.values() for value in points})
+    gap = min((b - a for a, b in itertools.pairwise(values)), default=0.0)
     for column, axes in enumerate(drawn):
         for number, (curve, points) in enumerate(sweep.items()):
             scores = {v: s[column] for v, s in sorted(points.items()) if not math.isnan(s[column].mean)}
             # Beside each other, or the bar of one curve hides that of another.
-            shift = 0.012 * (number - (len(sweep) - 1) / 2) * (values[-1] - values[0])
+            shift = 0.2 * gap * ((number + 0.5) / len(sweep) - 0.5)
             axes.errorbar(
                 [value + shift for value in scores],
                 [100 * s.mean for s in scores.values()],
