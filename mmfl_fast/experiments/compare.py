@@ -36,7 +36,8 @@ def compare(plan: Plan, out: Path, *, jobs: int | None = None, progress: bool | 
         progress: None shows a bar on a terminal and a line per minute elsewhere; False shows nothing.
 
     Raises:
-        ValueError: unknown method or option.
+        ValueError: unknown method or option, or a value that does not fit.
+        FileNotFoundError: a file of the data is not there; says how to get it.
         UnfairComparisonError: the methods differ in model, data or effort; mostly before anything has run.
         CellError: a cell failed, and the others were stopped.
     """

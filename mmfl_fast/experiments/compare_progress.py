@@ -78,7 +78,7 @@ class CompareProgress:
         """
         self._bar.update(self._task, completed=rounds_done, description=f"{cells_done} of {self._cells} runs")
         now = self._clock()
-        if not self._lines or (now < self._next_line and rounds_done < self._rounds):
+        if not self._lines or (now < self._next_line and cells_done < self._cells):
             return
         self._next_line = now + _LINE_EVERY_S
         told = (

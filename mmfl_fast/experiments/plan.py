@@ -136,8 +136,7 @@ class Plan:
         command: what a person typed, if so.
 
     Raises:
-        ValueError: a method or an axis is named twice, an axis is no key of an experiment, or ``unequal``
-            names no method.
+        ValueError: a method or an axis is named twice, or ``unequal`` names no method.
     """
 
     preset: str
@@ -174,7 +173,12 @@ class Plan:
                     yield Cell(setting, method, seed)
 
     def experiment(self, setting: Setting) -> Experiment:
-        """Read the experiment and apply the changes of all settings and of this one."""
+        """Read the experiment and apply the changes of all settings and of this one.
+
+        Raises:
+            ValueError: a key is unknown, or known to none of the methods; names the nearest.
+            FileNotFoundError: there is no such YAML file.
+        """
         experiment = load_experiment(self.preset, [*self.changes, *setting.changes])
         experiment.refuse_unknown_options(dict.fromkeys(m.algorithm for m in self.methods))
         return experiment

@@ -166,6 +166,7 @@ def test_the_end_is_told_at_once_and_silence_is_kept():
     assert lines_of([(2, 4, 40, "")]) == [
         "4 of 4 runs, 40 of 40 rounds (100 %), 0:00:02 so far, about 0:00:00 to go"
     ]
+    assert lines_of([(2, 3, 40, "a"), (3, 3, 40, "a")]) == []
     assert lines_of([(2, 4, 40, ""), (90, 4, 40, "")], show=False) == []
 
 
