@@ -114,8 +114,8 @@ def write_run(
             "seconds": {
                 "clients": 0.25,
                 "server": 0.5,
-                "client_pass": 0.02 * number,
-                "client_pass_per_dataset": {"digits": 0.03 * number, "wine": 0.01},
+                "client_pass": 0.02 * number**2,
+                "client_pass_per_dataset": {"digits": 0.03 * number**2, "wine": 0.01},
             },
             **({"clusters": [0, 0, 1], "adjusted_rand_index": 0.25 * number} if state else {}),
             **scores,
@@ -387,8 +387,8 @@ def test_similarity_of_other_clients_or_torn_names_the_file(run_dir: Path) -> No
 
 def test_measured_cost_is_the_median_over_rounds(run_dir: Path) -> None:
     measured = read_run(run_dir).measured
-    assert measured["client_pass"] == pytest.approx(0.04)
-    assert measured["per_dataset"]["digits"]["client_pass"] == pytest.approx(0.06)
+    assert measured["client_pass"] == pytest.approx(0.08)
+    assert measured["per_dataset"]["digits"]["client_pass"] == pytest.approx(0.12)
     assert measured["steps_per_client"] == 400
 
 
@@ -415,7 +415,7 @@ def test_comparison(comparison: Path) -> None:
     assert "Seeds 0, 1" in page.text
     std = f"{100 * np.std([0.6234, 0.6334], ddof=1):.2f}"
     assert f"m3fed 72.84 ± {std} 72.84 ± {std} local 62.84 ± {std} 62.84 ± {std}" in page.text
-    assert "m3fed 60.0 ± 0.0 40.0 ± 0.0" in page.text
+    assert "m3fed 120.0 ± 0.0 80.0 ± 0.0" in page.text
     assert "digits m3fed local 10.00 paired t-test 2 cannot tell: 2 seeds, 3 are needed" in page.text
     assert "config.learning_rate 0.01 0.1" in page.text
     assert "config.lambda 0.6" in page.text

@@ -32,7 +32,7 @@ def outcome(values: dict[str, np.ndarray], names: tuple[str, ...] = ("x", "y")) 
 def test_t_test_of_three_seeds_by_hand() -> None:
     # Differences 1, 2, 3: mean 2, std 1, t = 2 sqrt(3); with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2).
     a = np.array([[0.51], [0.62], [0.73]])
-    told = outcome({"a": a, "b": a - [[0.01], [0.02], [0.03]], "c": a - 0.2}, ("x",))["x"]
+    told = outcome({"c": a - 0.2, "b": a - [[0.01], [0.02], [0.03]], "a": a}, ("x",))["x"]
     assert (told.best, told.runner_up, told.test, told.pairs) == ("a", "b", "paired t-test", 3)
     assert told.difference == pytest.approx(0.02)
     assert told.p == pytest.approx(1 - math.sqrt(12 / 14))
