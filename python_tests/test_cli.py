@@ -130,7 +130,7 @@ def test_compare_prints_tables_and_can_be_finished_later(tmp_path):
 
 
 def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
-    rounds = "--set=rounds=60"
+    rounds = "--set=rounds=40"
     arguments = ["compare", "local", "m3fed", "--preset=demo", "--seeds=1", "--jobs=1", rounds, *TINY]
     process = subprocess.Popen(
         [sys.executable, "-m", "mmfl_fast", *arguments, "--out=killed"],
@@ -153,10 +153,10 @@ def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
     done = mmfl(*arguments, "--out=killed", "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert finished.read_text() == before
-    alone = load_experiment("demo", ["rounds=60", *(option.removeprefix("--set=") for option in TINY)])
+    alone = load_experiment("demo", ["rounds=40", *(option.removeprefix("--set=") for option in TINY)])
     for method in ("local", "m3fed"):
         options = alone.options_of(method)
-        whole = mmfl_fast.run(alone.federation(0), method, rounds=60, config=options, progress=False)
+        whole = mmfl_fast.run(alone.federation(0), method, rounds=40, config=options, progress=False)
         resumed = json.loads((tmp_path / "killed" / method / "seed-0" / "result.json").read_text())
         assert resumed["per_client"] == whole.final["per_client"].tolist()
 
