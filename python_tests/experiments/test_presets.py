@@ -49,6 +49,15 @@ def test_options_of_one_method():
     assert experiment.options_of("m3fed")["clusters"] == 2
 
 
+def test_a_change_for_all_replaces_what_the_file_says_for_one():
+    assert load_experiment("m3fed-five").options_of("m3fed")["lambda"] == 0.6
+    changed = load_experiment("m3fed-five", ["lambda=0.3"])
+    assert changed.options_of("m3fed")["lambda"] == 0.3
+    assert changed.options_of("m3fed")["clusters"] == 4
+    for changes in (["lambda=0.3", "methods.m3fed.lambda=0.1"], ["methods.m3fed.lambda=0.1", "lambda=0.3"]):
+        assert load_experiment("m3fed-five", changes).options_of("m3fed")["lambda"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("source", "changes", "told"),
     [
