@@ -51,6 +51,9 @@ inline void pack_quad(const T* const* rows, const T* shift, const T* own, std::i
   sums[3] = sum_d;
 }
 
+// So few rows are packed and multiplied block by block, inside the first-level cache.
+inline bool one_group(std::int64_t rows) { return rows <= kGroup * kQuad; }
+
 template <typename T>
 class Panel {
  public:
@@ -68,10 +71,11 @@ class Panel {
         count(smaller(kPanelRows, args.rows - first)),
         quads((count + kQuad - 1) / kQuad),
         args_(args),
+        capacity_((one_group(args.rows) ? 1 : kTileBlocks) * kBlock<T>),
         centroid_(centroid),
         rows_(args, first, count, scratch) {
     const std::int64_t padded = round_up(count, kPadding);
-    packed_ = scratch.take<T>(kTileBlocks * quads * kQuad * kBlock<T>);
+    packed_ = scratch.take<T>(capacity_ * quads * kQuad);
     shift_ = scratch.take<T>(kBlock<T>);
     sums_ = scratch.take<Vector>(padded);
     own_ = scratch.take<T>(padded);
@@ -84,37 +88,47 @@ class Panel {
     for (std::int64_t p = 0; p < kBlock<T>; ++p) shift_[p] = 0;
   }
 
-  // With centre_rows a row loses the mean of its elements in the tile's first block, which is near enough to
-  // that of the tile; the rest, its residue, is removed from the products.
-  void pack(const Tile& tile, std::int64_t columns_before) {
-    for (std::int64_t r = 0; r < round_up(count, kPadding); ++r) {
-      own_[r] = 0;
-      sums_[r] = Vector{};
-    }
-    for (std::int64_t at = 0; at < tile.count; at += kBlock<T>) {
-      const Block block = block_at<T>(args_, tile.first + at);
-      rows_.locate(block);
-      const T* shift = shift_of(block);
-      if (at == 0 && args_.centre_rows) {
-        pack_block(block, shift, packed_);
+  // Packs a block of the tile, in order from the first one. With centre_rows a row loses the mean of its
+  // elements in the tile's first block, which is near enough to that of the tile; the rest, its residue, is
+  // removed from the products.
+  void pack(const Tile& tile, std::int64_t at) {
+    const Block block = block_at<T>(args_, tile.first + at);
+    rows_.locate(block);
+    const T* shift = shift_of(block);
+    T* to = packed_ + (at % capacity_) * quads * kQuad;
+    if (at == 0) {
+      clear_sums();
+      for (std::int64_t r = 0; r < round_up(count, kPadding); ++r) own_[r] = 0;
+      if (args_.centre_rows) {
+        pack_quads(block, shift, to);
         take_totals();
-        for (std::int64_t r = 0; r < round_up(count, kPadding); ++r) {
-          own_[r] = totals_[r] / static_cast<T>(block.count);
-          sums_[r] = Vector{};
-        }
+        for (std::int64_t r = 0; r < count; ++r) own_[r] = totals_[r] / static_cast<T>(block.count);
+        clear_sums();
       }
-      // So that the columns behind the last one are zero when they are packed.
-      for (std::int64_t r = 0; r < count; ++r)
-        for (std::int64_t p = block.count; p < block.vectors * Simd<T>::kLanes; ++p)
-          rows_.copy(r)[p] = own_[r];
-      pack_block(block, shift, packed_ + at * quads * kQuad);
     }
-    if (args_.centre_rows) join_means(static_cast<double>(tile.count), static_cast<double>(columns_before));
+    // So that the columns behind the last one are zero when they are packed.
+    for (std::int64_t r = 0; r < count; ++r)
+      for (std::int64_t p = block.count; p < block.vectors * Simd<T>::kLanes; ++p) rows_.copy(r)[p] = own_[r];
+    pack_quads(block, shift, to);
+  }
+
+  // After the last block. Chan, Golub and LeVeque (1983): sums of products about the mean, joined with those
+  // of the columns before the tile.
+  void join_means(const Tile& tile, std::int64_t columns_before) {
+    take_totals();
+    const double columns = static_cast<double>(tile.count), before = static_cast<double>(columns_before);
+    const double share = columns / (before + columns);
+    for (std::int64_t r = 0; r < count; ++r) {
+      residue[r] = static_cast<double>(totals_[r]);
+      step[r] = static_cast<double>(own_[r]) + residue[r] / columns - mean[r];
+      mean[r] += share * step[r];
+      between[r] = step[r] * before * share;
+    }
   }
 
   // Four packed rows of the block that starts `at` columns into the tile.
   const T* packed(std::int64_t at, std::int64_t quad) const {
-    return packed_ + (at * quads + quad * kBlock<T>)*kQuad;
+    return packed_ + ((at % capacity_) * quads + quad * kBlock<T>)*kQuad;
   }
   bool bad(std::int64_t r) const { return rows_.bad(r); }
 
@@ -142,7 +156,11 @@ class Panel {
     return shift_;
   }
 
-  void pack_block(const Block& block, const T* shift, T* to) {
+  void clear_sums() {
+    for (std::int64_t r = 0; r < round_up(count, kPadding); ++r) sums_[r] = Vector{};
+  }
+
+  void pack_quads(const Block& block, const T* shift, T* to) {
     for (std::int64_t q = 0; q < quads; ++q)
       pack_quad(rows_.at() + q * kQuad, shift, own_ + q * kQuad, block.vectors, to + q * kQuad * kBlock<T>,
                 sums_ + q * kQuad);
@@ -153,22 +171,11 @@ class Panel {
       store(totals_ + r, lane_sums<T>(sums_ + r));
   }
 
-  // Chan, Golub and LeVeque (1983): sums of products about the mean, joined with those of earlier columns.
-  void join_means(double columns, double before) {
-    take_totals();
-    const double share = columns / (before + columns);
-    for (std::int64_t r = 0; r < count; ++r) {
-      residue[r] = static_cast<double>(totals_[r]);
-      step[r] = static_cast<double>(own_[r]) + residue[r] / columns - mean[r];
-      mean[r] += share * step[r];
-      between[r] = step[r] * before * share;
-    }
-  }
-
   const GramRows& args_;
+  const std::int64_t capacity_;  // columns packed at a time
   const T* centroid_;
   BlockRows<T> rows_;
-  T* packed_;     // [blocks, quads, kBlock / kLanes, kQuad, kLanes]
+  T* packed_;     // [capacity / kBlock, quads, kBlock / kLanes, kQuad, kLanes]
   T* shift_;      // [kBlock] zeros while there is no origin
   Vector* sums_;  // [count, to whole kPadding] of packed elements
   T* own_;        // likewise, subtracted from all elements of a row

@@ -166,11 +166,11 @@ class BlockRows {
   const GramRows& args_;
   const Span* spans_;
   const std::int64_t count_;
-  const T** at_;         // [count, to whole kSummed]
-  T* copies_;            // [count, kBlock] of rows that cannot be read in place
-  T* zeros_;             // [kBlock] the pivot when no row is finite
-  T* sum_;               // [kBlock]
-  unsigned char* bad_;   // [count]
+  const T** at_;        // [count, to whole kSummed]
+  T* copies_;           // [count, kBlock] of rows that cannot be read in place
+  T* zeros_;            // [kBlock] the pivot when no row is finite
+  T* sum_;              // [kBlock]
+  unsigned char* bad_;  // [count]
   const T* pivot_ = nullptr;
   std::int64_t finite_ = 0;
 };

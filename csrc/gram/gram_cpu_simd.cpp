@@ -43,45 +43,63 @@ struct Partial {
   std::int64_t pitch;
 };
 
-// partial[i, j] += the products of one group of quads with another in a tile.
+// The products of one group of quads with another in a tile.
 template <typename T>
-void add_group(const Panel<T>& left, std::int64_t left_quad, const Panel<T>& right, std::int64_t right_quad,
-               std::int64_t columns, bool centre_rows, Prefetch& prefetch, Partial partial) {
-  using Vector = typename Simd<T>::Vector;
-  constexpr int kLanes = Simd<T>::kLanes;
-  constexpr int kProducts = kQuad * kQuad;
-  const bool diagonal = left.first == right.first && left_quad == right_quad;
-  const std::int64_t left_end = smaller(left.quads, left_quad + kGroup);
-  const std::int64_t right_end = smaller(right.quads, right_quad + kGroup);
-  Vector lanes[kGroup * kGroup * kProducts] = {};
-  for (std::int64_t at = 0; at < columns; at += kBlock<T>) {
-    const std::int64_t vectors = (smaller(kBlock<T>, columns - at) + kLanes - 1) / kLanes;
-    Vector* products = lanes;
-    for (std::int64_t q = left_quad; q < left_end; ++q) {
-      for (std::int64_t r = diagonal ? q : right_quad; r < right_end; ++r, products += kProducts) {
-        multiply_quads<T>(left.packed(at, q), right.packed(at, r), vectors, products);
+class Group {
+ public:
+  Group(const Panel<T>& left, std::int64_t left_quad, const Panel<T>& right, std::int64_t right_quad)
+      : left_(left),
+        right_(right),
+        left_quad_(left_quad),
+        right_quad_(right_quad),
+        left_end_(smaller(left.quads, left_quad + kGroup)),
+        right_end_(smaller(right.quads, right_quad + kGroup)),
+        diagonal_(&left == &right && left_quad == right_quad) {}
+
+  // Adds the columns of a block that starts `at` columns into the tile.
+  void add(const Tile& tile, std::int64_t at, Prefetch& prefetch) {
+    const std::int64_t count = smaller(kBlock<T>, tile.count - at);
+    const std::int64_t vectors = (count + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
+    Vector* products = lanes_;
+    for (std::int64_t q = left_quad_; q < left_end_; ++q) {
+      for (std::int64_t r = diagonal_ ? q : right_quad_; r < right_end_; ++r, products += kProducts) {
+        multiply_quads<T>(left_.packed(at, q), right_.packed(at, r), vectors, products);
         prefetch.step();
       }
     }
   }
-  const double inverse_count = 1.0 / static_cast<double>(columns);
-  const Vector* tile = lanes;
-  for (std::int64_t q = left_quad; q < left_end; ++q) {
-    for (std::int64_t r = diagonal ? q : right_quad; r < right_end; ++r, tile += kProducts) {
-      T products[kQuad][kQuad];
-      sum_lanes<T>(tile, products);
-      for (int i = 0; i < kQuad; ++i) {
-        const std::int64_t row = q * kQuad + i, others = r * kQuad;
-        double* to = partial.data + row * partial.pitch + others;
-        for (int j = 0; j < kQuad; ++j) to[j] += static_cast<double>(products[i][j]);
-        if (!centre_rows) continue;
-        const double between = left.between[row], residue = left.residue[row] * inverse_count;
-        for (int j = 0; j < kQuad; ++j)
-          to[j] += between * right.step[others + j] - residue * right.residue[others + j];
+
+  // partial[i, j] += the tile's products.
+  void finish(const Tile& tile, bool centre_rows, Partial partial) const {
+    const double inverse_count = 1.0 / static_cast<double>(tile.count);
+    const Vector* lanes = lanes_;
+    for (std::int64_t q = left_quad_; q < left_end_; ++q) {
+      for (std::int64_t r = diagonal_ ? q : right_quad_; r < right_end_; ++r, lanes += kProducts) {
+        T products[kQuad][kQuad];
+        sum_lanes<T>(lanes, products);
+        for (int i = 0; i < kQuad; ++i) {
+          const std::int64_t row = q * kQuad + i, others = r * kQuad;
+          double* to = partial.data + row * partial.pitch + others;
+          for (int j = 0; j < kQuad; ++j) to[j] += static_cast<double>(products[i][j]);
+          if (!centre_rows) continue;
+          const double between = left_.between[row], residue = left_.residue[row] * inverse_count;
+          for (int j = 0; j < kQuad; ++j)
+            to[j] += between * right_.step[others + j] - residue * right_.residue[others + j];
+        }
       }
     }
   }
-}
+
+ private:
+  using Vector = typename Simd<T>::Vector;
+  static constexpr int kProducts = kQuad * kQuad;
+
+  const Panel<T>& left_;
+  const Panel<T>& right_;
+  const std::int64_t left_quad_, right_quad_, left_end_, right_end_;
+  const bool diagonal_;
+  Vector lanes_[kGroup * kGroup * kProducts] = {};
+};
 
 template <typename T>
 class Gram {
@@ -101,7 +119,8 @@ class Gram {
     }
     const std::int64_t centroid = cut_.panels > 1 && args_.mean_origin ? round_up(columns_, 64) : 0;
     const std::int64_t doubles = cut_.chunks * side_ * (side_ + 1) + cut_.chunks + side_;
-    Scratch scratch(doubles * 8 + centroid * static_cast<std::int64_t>(sizeof(T)) + (cut_.chunks + 1) * side_);
+    Scratch scratch(doubles * 8 + centroid * static_cast<std::int64_t>(sizeof(T)) +
+                    (cut_.chunks + 1) * side_);
     if (!scratch.whole()) return Status::kOutOfMemory;
     partial_ = scratch.take<double>(cut_.chunks * side_ * side_);
     chunk_mean_ = scratch.take<double>(cut_.chunks * side_);
@@ -167,15 +186,36 @@ class Gram {
     const std::int64_t end = smaller(columns_, cut_.first_tile(chunk + 1) * cut_.width);
     for (std::int64_t at = first; at < end; at += cut_.width) {
       const Tile tile{at, smaller(cut_.width, end - at)};
-      left.pack(tile, at - first);
-      if (!diagonal) right.pack(tile, at - first);
       const std::int64_t next = at + tile.count;
+      const std::int64_t pairs = diagonal ? left.quads * (left.quads + 1) / 2 : left.quads * right.quads;
       Prefetch prefetch(args_, left.first, left.count, next, smaller(cut_.width, end - next),
-                        (diagonal ? left.quads * (left.quads + 1) / 2 : left.quads * right.quads) * kTileBlocks);
-      for (std::int64_t q = 0; q < left.quads; q += kGroup)
-        for (std::int64_t r = diagonal ? q : 0; r < right.quads; r += kGroup)
-          add_group(left, q, right, r, tile.count, args_.centre_rows, prefetch, partial);
+                        pairs * kTileBlocks);
+      if (one_group(rows_)) {
+        Group<T> group(left, 0, left, 0);
+        for (std::int64_t block = 0; block < tile.count; block += kBlock<T>) {
+          left.pack(tile, block);
+          group.add(tile, block, prefetch);
+        }
+        if (args_.centre_rows) left.join_means(tile, at - first);
+        group.finish(tile, args_.centre_rows, partial);
+        continue;
+      }
+      pack(left, tile, at - first);
+      if (!diagonal) pack(right, tile, at - first);
+      for (std::int64_t q = 0; q < left.quads; q += kGroup) {
+        for (std::int64_t r = diagonal ? q : 0; r < right.quads; r += kGroup) {
+          Group<T> group(left, q, right, r);
+          for (std::int64_t block = 0; block < tile.count; block += kBlock<T>)
+            group.add(tile, block, prefetch);
+          group.finish(tile, args_.centre_rows, partial);
+        }
+      }
     }
+  }
+
+  void pack(Panel<T>& panel, const Tile& tile, std::int64_t before) {
+    for (std::int64_t block = 0; block < tile.count; block += kBlock<T>) panel.pack(tile, block);
+    if (args_.centre_rows) panel.join_means(tile, before);
   }
 
   // Row means over all columns from those of the chunks. chunk_mean becomes the chunk's mean less the mean

@@ -21,8 +21,12 @@ LAYOUTS = [
     "contiguous", "slice", "every second", "transposed", "expanded", "two strides", "segments", "two stacks",
     "state dicts",
 ]  # fmt: skip
-# Around the register tile (4), the tile's columns (512, 1024) and the panel (256 rows).
-SHAPES = [(1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (17, 1025), (25, 2047), (129, 700), (257, 300)]
+# Around the quad (4 rows), the rows added up at a time (8), the group (16), the panel (256), a block's columns
+# (128, 256) and a tile's (512, 1024).
+SHAPES = [
+    (1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (8, 257), (9, 255), (16, 1300), (17, 1025), (25, 2047),
+    (129, 700), (257, 300),
+]  # fmt: skip
 
 
 def exact_gram(
@@ -79,8 +83,9 @@ def test_segments_of_different_dtypes() -> None:
     torch.testing.assert_close(products, exact, rtol=1e-14, atol=0)
 
 
-def test_many_small_segments_equal_one_tensor() -> None:
-    x = torch.randn(5, 3000)
+@pytest.mark.parametrize("rows", [5, 33, 260])
+def test_many_small_segments_equal_one_tensor(rows: int) -> None:
+    x = torch.randn(rows, 3000)
     widths = [1, 0, 2, 700, 511, 13, 1024, 1, 748]
     parts = [part.contiguous() for part in x.split(widths, dim=1)]
     whole = gram([x], 1, True, [], True, True)
