@@ -115,6 +115,16 @@ def test_rows_that_differ_by_little_keep_their_accuracy(relative: float, rows: i
     torch.testing.assert_close(products, exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
 
 
+@pytest.mark.parametrize("rows", [7, 40])
+def test_a_jump_of_the_element_mean_does_not_cost_accuracy(rows: int) -> None:
+    x = torch.randn(rows, 5000)
+    x[:, 300:] += 1000 * torch.randn(rows, 1)
+    exact, exact_means = exact_gram(x, centre_rows=True)
+    products, means = gram([x], 1, True, [], False, True)
+    torch.testing.assert_close(products, exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
+    torch.testing.assert_close(means, exact_means, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_large_element_means_do_not_cost_accuracy(dtype: torch.dtype) -> None:
     x = (
@@ -159,6 +169,16 @@ def test_non_finite_rows_spoil_only_themselves(rows: int, value: float, backend:
             assert products[:, bad].isnan().all()
             assert means[bad].isnan()
         assert means[good].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_non_finite_origin_spoils_all_rows(value: float, backend: str) -> None:
+    origin = torch.randn(1500)
+    origin[1400] = value
+    with use_backend(backend):
+        products, _ = gram([torch.randn(5, 1500)], 1, True, [origin], False, False)
+    assert products.isnan().all()
 
 
 def test_all_rows_non_finite() -> None:
