@@ -21,8 +21,8 @@ LAYOUTS = [
     "contiguous", "slice", "every second", "transposed", "expanded", "two strides", "segments", "two stacks",
     "state dicts",
 ]  # fmt: skip
-# Around the quad (4 rows), the rows added up at a time (8), the group (16), the panel (256), a block's columns
-# (128, 256) and a tile's (512, 1024).
+# Around the quad (4 rows), the rows added up at a time (8), the group (16), the panel (256), the columns of a
+# block (128, 256) and of a tile (512, 1024).
 SHAPES = [
     (1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (8, 257), (9, 255), (16, 1300), (17, 1025), (25, 2047),
     (129, 700), (257, 300),
