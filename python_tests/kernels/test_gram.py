@@ -21,8 +21,12 @@ LAYOUTS = [
     "contiguous", "slice", "every second", "transposed", "expanded", "two strides", "segments", "two stacks",
     "state dicts",
 ]  # fmt: skip
-# Around the register tile (4), the tile's columns (512, 1024) and the panel (256 rows).
-SHAPES = [(1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (17, 1025), (25, 2047), (129, 700), (257, 300)]
+# Around the quad (4 rows), the rows added up at a time (8), the group (16), the panel (256), the columns of a
+# block (128, 256) and of a tile (512, 1024).
+SHAPES = [
+    (1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (8, 257), (9, 255), (16, 1300), (17, 1025), (25, 2047),
+    (129, 700), (257, 300),
+]  # fmt: skip
 
 
 def exact_gram(
@@ -79,8 +83,9 @@ def test_segments_of_different_dtypes() -> None:
     torch.testing.assert_close(products, exact, rtol=1e-14, atol=0)
 
 
-def test_many_small_segments_equal_one_tensor() -> None:
-    x = torch.randn(5, 3000)
+@pytest.mark.parametrize("rows", [5, 33, 260])
+def test_many_small_segments_equal_one_tensor(rows: int) -> None:
+    x = torch.randn(rows, 3000)
     widths = [1, 0, 2, 700, 511, 13, 1024, 1, 748]
     parts = [part.contiguous() for part in x.split(widths, dim=1)]
     whole = gram([x], 1, True, [], True, True)
@@ -108,6 +113,16 @@ def test_rows_that_differ_by_little_keep_their_accuracy(relative: float, rows: i
     exact, _ = exact_gram(x, "mean", centre_rows=True)
     products, _ = gram([x], 1, True, [], True, True)
     torch.testing.assert_close(products, exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("rows", [7, 40])
+def test_a_jump_of_the_element_mean_does_not_cost_accuracy(rows: int) -> None:
+    x = torch.randn(rows, 5000)
+    x[:, 300:] += 1000 * torch.randn(rows, 1)
+    exact, exact_means = exact_gram(x, centre_rows=True)
+    products, means = gram([x], 1, True, [], False, True)
+    torch.testing.assert_close(products, exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
+    torch.testing.assert_close(means, exact_means, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -154,6 +169,16 @@ def test_non_finite_rows_spoil_only_themselves(rows: int, value: float, backend:
             assert products[:, bad].isnan().all()
             assert means[bad].isnan()
         assert means[good].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_non_finite_origin_spoils_all_rows(value: float, backend: str) -> None:
+    origin = torch.randn(1500)
+    origin[1400] = value
+    with use_backend(backend):
+        products, _ = gram([torch.randn(5, 1500)], 1, True, [origin], False, False)
+    assert products.isnan().all()
 
 
 def test_all_rows_non_finite() -> None:

@@ -1,0 +1,54 @@
+// Inner products of packed rows. Included only by gram_cpu_simd.cpp, see common/simd.h.
+#pragma once
+
+#include "common/simd.h"
+#include "common/simd_lane_sums.h"
+
+namespace mmfl {
+namespace MMFL_SIMD {
+
+// Packed rows lie in fours: a vector of each, then the next of each.
+constexpr int kQuad = 4;
+// One register tile: a quad with kTileCols rows of another. 16 accumulators need the 32 registers of AVX-512.
+constexpr int kTileCols = MMFL_SIMD_BYTES == 64 ? 4 : 2;
+// Quads on either side whose sums, 16 KiB at most, stay in the first-level cache along the columns of a tile.
+constexpr std::int64_t kGroup = 4;
+
+// sums[i][j] += row i of the left quad times row j of the right one, lane by lane.
+template <typename T>
+inline void multiply_quads(const T* left, const T* right, std::int64_t vectors,
+                           typename Simd<T>::Vector* products) {
+  using Vector = typename Simd<T>::Vector;
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int column = 0; column < kQuad; column += kTileCols) {
+    Vector sums[kQuad * kTileCols];
+    for (int at = 0; at < kQuad * kTileCols; ++at) sums[at] = products[at];
+    const T *a = left, *b = right + column * kLanes;
+    for (std::int64_t v = 0; v < vectors; ++v, a += kQuad * kLanes, b += kQuad * kLanes) {
+      Vector others[kTileCols];
+      for (int j = 0; j < kTileCols; ++j) others[j] = load(b + j * kLanes);
+      for (int i = 0; i < kQuad; ++i) {
+        const Vector own = load(a + i * kLanes);
+        for (int j = 0; j < kTileCols; ++j) sums[i * kTileCols + j] += own * others[j];
+      }
+    }
+    for (int at = 0; at < kQuad * kTileCols; ++at) products[at] = sums[at];
+    products += kQuad * kTileCols;
+  }
+}
+
+// products[i][j] = the sums of the lanes of what multiply_quads added up.
+template <typename T>
+inline void sum_lanes(const typename Simd<T>::Vector* lanes, T (&products)[kQuad][kQuad]) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int column = 0; column < kQuad; column += kTileCols) {
+    T part[kQuad * kTileCols];
+    for (int at = 0; at < kQuad * kTileCols; at += kLanes) store(part + at, lane_sums<T>(lanes + at));
+    for (int i = 0; i < kQuad; ++i)
+      for (int j = 0; j < kTileCols; ++j) products[i][column + j] = part[i * kTileCols + j];
+    lanes += kQuad * kTileCols;
+  }
+}
+
+}  // namespace MMFL_SIMD
+}  // namespace mmfl
