@@ -36,6 +36,21 @@ static inline T dot(const T* a, const T* b, std::int64_t count) {
   return sum(dot_lanes(a, b, count));
 }
 
+static inline Doubles widen(const float* from) {
+  Part<float, kDoubleLanes>::Vector value;
+  std::memcpy(&value, from, sizeof value);
+  return __builtin_convertvector(value, Doubles);
+}
+static inline Doubles widen(const double* from) { return load(from); }
+
+// <a, b> in double, of rows padded with zeros to whole vectors of doubles.
+template <typename T>
+static double wide_dot(const double* a, const T* b, std::int64_t count) {
+  Doubles sums{};
+  for (std::int64_t i = 0; i < count; i += kDoubleLanes) sums += load(a + i) * widen(b + i);
+  return sum(sums);
+}
+
 // Squared lengths of `count` rows, to squares [count]; there is room for whole vectors.
 template <typename T>
 static void squared_lengths(std::int64_t count, const T* rows, std::int64_t pitch, std::int64_t columns,
@@ -57,7 +72,7 @@ static inline bool in_safe_range(T squares) {
   return squares > T(1e-20) && squares < T(1e30);
 }
 
-// For rows of any size: in double, 1e-300 to 1e300 for doubles themselves.
+// The sum of squares of a row that leaves that range.
 template <typename T>
 static double wide_square(const T* row, std::int64_t count) {
   double chains[8] = {};

@@ -82,7 +82,8 @@ class ColumnForm {
         const std::int64_t begin = larger(first, views_.first_column(v));
         const std::int64_t end = smaller(first + width, views_.first_column(v + 1));
         if (begin < end)
-          views_.read(v, row + r, begin - views_.first_column(v), end - begin, to + r * kTile + begin - first);
+          views_.read(v, row + r, begin - views_.first_column(v), end - begin,
+                      to + r * kTile + begin - first);
       }
       for (std::int64_t w = width; w < kTile; ++w) to[r * kTile + w] = 0;
     }

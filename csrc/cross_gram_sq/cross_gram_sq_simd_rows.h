@@ -1,5 +1,5 @@
-// The n x n form, ||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>. A run of tiles of the Gram matrices X_i X_i^T is
-// held for all views at a time, and their inner products are added up. Included only by
+// The n x n form, ||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>. A run of tiles of the Gram matrices X_i X_i^T
+// is held for all views at a time, and their inner products are added up. Included only by
 // cross_gram_sq_cpu_simd.cpp, see common/simd.h.
 #pragma once
 
@@ -103,8 +103,8 @@ class RowForm {
     return true;
   }
 
-  // A block of kTile rows from column `first` on, at most kMultiplyDepth of them; returns how many. Behind the
-  // last column up to whole vectors, and for rows behind the last, are zeros.
+  // A block of kTile rows from column `first` on, at most kMultiplyDepth of them; returns how many. Behind
+  // the last column up to whole vectors, and for rows behind the last, are zeros.
   std::int64_t read_rows(std::int64_t view, std::int64_t block, std::int64_t first, T* to) const {
     const std::int64_t width = smaller(kMultiplyDepth, views_.columns(view) - first);
     const std::int64_t height = smaller(kTile, views_.rows() - block * kTile);
@@ -151,7 +151,7 @@ class RowForm {
   static constexpr std::int64_t kRowPitch = kMultiplyDepth + kLine;
 
   const Views<T>& views_;
-  double* const out_;        // [K, K]
+  double* const out_;         // [K, K]
   const std::int64_t tiles_;  // of a Gram matrix's upper triangle
   std::int64_t pitch_ = 0;
   T* held_ = nullptr;  // [K, pitch]

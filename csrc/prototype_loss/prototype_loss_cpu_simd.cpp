@@ -3,8 +3,8 @@
 // rows first, which leave their weights dloss/dlogit and finish their feature gradients; then blocks of the
 // prototype gradient, each adding the chunk to its own part. No two tasks write one place.
 //
-// Only prototypes are scaled to unit length in memory. A feature row stays where it is, and its inverse length
-// goes into its logits and weights.
+// Only prototypes are scaled to unit length in memory. A feature row stays where it is, and its inverse
+// length goes into its logits and weights.
 #include "common/simd_flag.h"
 #include "common/simd_multiply.h"
 #include "common/thread_pool.h"
@@ -42,7 +42,7 @@ class Group {
       Scratch scratch(kPanel * (pitch_ + 1) * kSize);
       if (!scratch.whole()) return failed.raise();
       T* prototypes = scratch.take<T>(kPanel * pitch_);
-      pack_prototypes(panel, prototypes, scratch.take<T>(kPanel));
+      pack_prototypes(panel, false, prototypes, scratch.take<T>(kPanel));
     });
     if (failed.raised()) return false;
     const std::int64_t tiles = (rows_ + kTileFeatures - 1) / kTileFeatures;
@@ -66,14 +66,13 @@ class Group {
     double* prototype_gradient = scratch.take<double>(args_.classes * columns_);
     std::memset(prototype_gradient, 0, static_cast<std::size_t>(args_.classes * columns_) * 8);
     parallel_for(panels(), args_.threads, [&](std::int64_t panel) {
-      pack_prototypes(panel, prototypes + panel * kPanel * pitch_, inverse + panel * kPanel);
-      blank_non_finite(panel, prototypes, inverse);
+      pack_prototypes(panel, true, prototypes + panel * kPanel * pitch_, inverse + panel * kPanel);
     });
 
     const std::int64_t blocks = (args_.classes + kClassesOfTask - 1) / kClassesOfTask;
     const std::int64_t strips = (columns_ + kPanel - 1) / kPanel;
     Flag failed;
-    for (std::int64_t first = 0; first < rows_ && !failed.raised(); first += longest) {
+    for (std::int64_t first = 0; first < rows_; first += longest) {
       Chunk chunk;
       chunk.count = smaller(longest, rows_ - first);
       chunk.weights = {weights, weight_pitch};
@@ -82,13 +81,11 @@ class Group {
         T* spare = features + tile * kTileFeatures * pitch_;
         if (!backward_tile(first, tile, prototypes, gradients, spare, chunk)) failed.raise();
       });
-      if (failed.raised()) break;
+      if (failed.raised()) return false;
       parallel_for(blocks * strips, args_.threads, [&](std::int64_t task) {
-        if (!add_chunk(chunk, task % blocks * kClassesOfTask, task / blocks * kPanel, prototype_gradient))
-          failed.raise();
+        add_chunk(chunk, task % blocks * kClassesOfTask, task / blocks * kPanel, prototype_gradient);
       });
     }
-    if (failed.raised()) return false;
     parallel_for(panels(), args_.threads, [&](std::int64_t panel) {
       for (std::int64_t c = panel * kPanel; c < smaller((panel + 1) * kPanel, args_.classes); ++c)
         finish_prototype(prototype_gradient + c * columns_, prototypes + c * pitch_, inverse[c],
@@ -115,31 +112,25 @@ class Group {
   std::int64_t panels() const { return round_up(classes_, kPanel) / kPanel; }
 
   // The prototypes of one panel: scaled, as rows [kPanel, pitch] with what they were scaled with, and packed.
-  // Behind the last one are zeros.
-  void pack_prototypes(std::int64_t panel, T* rows, T* inverse) {
+  // Behind the last one are zeros. With `blank` non-finite ones are zero afterwards, but not in the panel:
+  // rows that use one have a NaN weight, and the others have weight 0, which must stay 0.
+  void pack_prototypes(std::int64_t panel, bool blank, T* rows, T* inverse) {
     const std::int64_t width = smaller(kPanel, classes_ - panel * kPanel);
-    for (std::int64_t i = 0; i < width; ++i) {
+    const std::int64_t given = smaller(width, args_.classes - panel * kPanel);
+    bool finite[kPanel];
+    for (std::int64_t i = 0; i < given; ++i) {
       T* row = rows + i * pitch_;
-      const std::int64_t c = panel * kPanel + i;
-      if (c < args_.classes) {
-        fetch(span_of(args_.prototypes, number_, c), args_.dims, pitch_, row);
-        inverse[i] = make_unit(row, args_.dims, args_.normalise).inverse_length;
-      } else {
-        std::memset(row, 0, static_cast<std::size_t>(pitch_) * sizeof(T));
-      }
+      fetch(span_of(args_.prototypes, number_, panel * kPanel + i), args_.dims, pitch_, row);
+      const Unit<T> unit = make_unit(row, args_.dims, args_.normalise);
+      inverse[i] = unit.inverse_length;
+      finite[i] = unit.finite;
     }
+    std::memset(rows + given * pitch_, 0, static_cast<std::size_t>((width - given) * pitch_ * kSize));
     transpose(width, columns_, rows, pitch_, panels_ + panel * kPanel * columns_, kPanel);
-  }
-
-  // Rows that use a non-finite prototype have a NaN weight; the others have weight 0, which must stay 0.
-  void blank_non_finite(std::int64_t panel, T* prototypes, T* inverse) const {
-    for (std::int64_t c = panel * kPanel; c < smaller((panel + 1) * kPanel, args_.classes); ++c) {
-      T* row = prototypes + c * pitch_;
-      T zero = 0;
-      for (std::int64_t d = 0; d < args_.dims; ++d) zero += row[d] * 0;
-      if (zero == 0) continue;
-      inverse[c] = 0;
-      std::memset(row, 0, static_cast<std::size_t>(pitch_) * sizeof(T));
+    for (std::int64_t i = 0; blank && i < given; ++i) {
+      if (finite[i]) continue;
+      inverse[i] = 0;
+      std::memset(rows + i * pitch_, 0, static_cast<std::size_t>(pitch_ * kSize));
     }
   }
 
@@ -187,8 +178,8 @@ class Group {
   // The features of a tile, and its rows' `factor`; `spare` [count, pitch].
   UnitRows<T> load_features(bool blank, T* spare, TileRows<T>& rows) const {
     const Strided& from = args_.features;
-    const bool evenly_spaced = rows.client[0] == rows.client[rows.count - 1] ||
-                               from.strides[0] == args_.rows * from.strides[1];
+    const bool evenly_spaced =
+        rows.client[0] == rows.client[rows.count - 1] || from.strides[0] == args_.rows * from.strides[1];
     const T* plain = as_plain<T>(span_of(from, rows.client[0], rows.number[0]));
     UnitRows<T> features;
     if (plain != nullptr && evenly_spaced) {
@@ -261,7 +252,9 @@ class Group {
     for (std::int64_t i = 0; i < count; ++i) {
       const T value = static_cast<const T*>(
           upstream.data)[rows.client[i] * upstream.strides[0] + rows.number[i] * upstream.strides[1]];
-      share[i] = rows.label[i] < 0 || value == 0 ? T{0} : value * rows.factor[i] + (loss[i] != loss[i] ? loss[i] : 0);
+      share[i] = rows.label[i] < 0 || value == 0
+                     ? T{0}
+                     : value * rows.factor[i] + (loss[i] != loss[i] ? loss[i] : 0);
     }
     make_weights(rows, share, static_cast<const T*>(gradients.log_sum) + flat, classes_, weights.data,
                  weights.row);
@@ -287,20 +280,22 @@ class Group {
   }
 
   // Adds W^T F of one chunk for kClassesOfTask classes and kPanel columns of the prototype gradient.
-  bool add_chunk(const Chunk& chunk, std::int64_t first_class, std::int64_t first_column,
+  void add_chunk(const Chunk& chunk, std::int64_t first_class, std::int64_t first_column,
                  double* prototype_gradient) const {
     const std::int64_t classes = smaller(kClassesOfTask, args_.classes - first_class);
     const std::int64_t width = smaller(kPanel, columns_ - first_column);
     const std::int64_t given = smaller(kPanel, args_.dims - first_column);
-    Scratch scratch((chunk.count + classes) * kPanel * kSize);
-    if (!scratch.whole()) return false;
-    T* strip = scratch.take<T>(chunk.count * kPanel);
-    T* product = scratch.take<T>(classes * kPanel);
+    alignas(64) T strip[kLargestChunk * kPanel];
+    alignas(64) T product[kClassesOfTask * kPanel];
     for (std::int64_t n = 0; n < chunk.count; ++n) {
       const std::int64_t tile = n / kTileFeatures;
       const T* from = chunk.features[tile] + n % kTileFeatures * chunk.pitch[tile] + first_column;
       T* to = strip + n * kPanel;
-      for (std::int64_t d = 0; d < kPanel; ++d) to[d] = d < given ? from[d] : T{0};
+      if (given == kPanel) {
+        std::memcpy(to, from, kPanel * kSize);
+      } else {
+        for (std::int64_t d = 0; d < kPanel; ++d) to[d] = d < given ? from[d] : T{0};
+      }
     }
     multiply<T>(classes, width, chunk.count, {chunk.weights.data + first_class, 1, chunk.weights.row},
                 {strip, kPanel}, {product, kPanel}, false);
@@ -308,14 +303,12 @@ class Group {
       double* total = prototype_gradient + (first_class + i) * columns_ + first_column;
       for (std::int64_t d = 0; d < width; ++d) total[d] += product[i * kPanel + d];
     }
-    return true;
   }
 
   // From the gradient of the unit prototype, in place, to that of the prototype.
   void finish_prototype(double* gradient, const T* prototype, T inverse, void* to, std::int64_t c) const {
     if (args_.normalise) {
-      double along = 0;
-      for (std::int64_t d = 0; d < args_.dims; ++d) along += gradient[d] * prototype[d];
+      const double along = wide_dot(gradient, prototype, columns_);
       for (std::int64_t d = 0; d < args_.dims; ++d)
         gradient[d] = (gradient[d] - prototype[d] * along) * inverse;
     }

@@ -74,20 +74,20 @@ struct UnitRows {
 };
 
 // Fills in `inverse` and `applied` of `count` rows that are not scaled yet. Rows whose squares leave the safe
-// range, zero and non-finite ones among them, are scaled in `spare` [count, pitch] instead, where the tile then
-// moves. With `blank` non-finite rows become zero.
+// range, zero and non-finite ones among them, are scaled in `spare` [count, pitch] instead, where the tile
+// then moves. With `blank` non-finite rows become zero.
 template <typename T>
 void measure(std::int64_t count, std::int64_t dims, bool normalise, bool blank, T* spare,
              std::int64_t spare_pitch, UnitRows<T>& rows) {
   T squares[kTileFeatures];
   squared_lengths(count, rows.data, rows.pitch, dims, squares);
-  bool safe = true;
+  std::int64_t safe = 0;
+  for (std::int64_t i = 0; i < count; ++i) safe += in_safe_range(squares[i]);
   for (std::int64_t i = 0; i < count; ++i) {
-    safe &= in_safe_range(squares[i]);
     rows.inverse[i] = normalise ? 1 / static_cast<T>(sqrt(squares[i])) : T{1};
     rows.applied[i] = 1;
   }
-  if (safe) return;
+  if (safe == count) return;
   if (rows.data != spare)
     for (std::int64_t i = 0; i < count; ++i)
       fetch(Span{rows.data + i * rows.pitch, 1, kDTypeOf<T>}, dims, spare_pitch, spare + i * spare_pitch);

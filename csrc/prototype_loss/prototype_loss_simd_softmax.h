@@ -85,8 +85,7 @@ class TileLoss {
   void add(std::int64_t begin, std::int64_t width, T* products, std::int64_t pitch) {
     for (std::int64_t first = 0; first < rows_.count; first += kLanes) {
       const Vector before = load(peak_ + first);
-      const Vector peak =
-          larger<T>(before, finish_logits(rows_, first, begin, width, products, pitch));
+      const Vector peak = larger<T>(before, finish_logits(rows_, first, begin, width, products, pitch));
       store(peak_ + first, peak);
       Vector sums[kLanes] = {};
       const std::int64_t end = smaller(kLanes, rows_.count - first);
@@ -121,8 +120,7 @@ class TileLoss {
       }
       // The sum without its largest term, so that the loss of a row that is nearly certain keeps its leading
       // digits.
-      const Vector rest =
-          target == peak ? load(others) : load(less_one) + exponential(target - peak);
+      const Vector rest = target == peak ? load(others) : load(less_one) + exponential(target - peak);
       const Vector log = log_of_one_plus(rest);
       store(log_sums, log);
       store(losses, (peak - target) + log);
@@ -156,7 +154,8 @@ void make_weights(const TileRows<T>& rows, const T* share, const T* log_sum, std
     store(peak, finish_logits(rows, first, 0, width, products, pitch));
     typename Simd<T>::Vector sums[kLanes] = {};
     for (std::int64_t i = 0; i < end; ++i)
-      if (rows.label[first + i] >= 0) products[(first + i) * pitch + rows.label[first + i]] = kMinusInfinity<T>;
+      if (rows.label[first + i] >= 0)
+        products[(first + i) * pitch + rows.label[first + i]] = kMinusInfinity<T>;
     for (std::int64_t i = 0; i < end; ++i) {
       T* weight = products + (first + i) * pitch;
       const T* bar = rows.bar[first + i];
