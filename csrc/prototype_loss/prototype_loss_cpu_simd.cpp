@@ -246,15 +246,12 @@ class Group {
                              chunk.weights.row};
     multiply_classes(count, features, 0, classes_, weights);
     const std::int64_t flat = number_ * rows_ + first;
-    const T* loss = static_cast<const T*>(gradients.loss) + flat;
     const Strided& upstream = gradients.loss_gradient;
     T share[kTileFeatures];
     for (std::int64_t i = 0; i < count; ++i) {
       const T value = static_cast<const T*>(
           upstream.data)[rows.client[i] * upstream.strides[0] + rows.number[i] * upstream.strides[1]];
-      share[i] = rows.label[i] < 0 || value == 0
-                     ? T{0}
-                     : value * rows.factor[i] + (loss[i] != loss[i] ? loss[i] : 0);
+      share[i] = rows.label[i] < 0 || value == 0 ? T{0} : value * rows.factor[i];
     }
     make_weights(rows, share, static_cast<const T*>(gradients.log_sum) + flat, classes_, weights.data,
                  weights.row);
