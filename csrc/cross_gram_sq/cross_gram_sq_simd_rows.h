@@ -28,13 +28,10 @@ class RowForm {
     const std::int64_t parts = smaller(run, larger(1, kParts / pairs));
     // One more cache line, so that views of a register tile do not compete for a cache set.
     pitch_ = run * kTileSize + kLine;
-    // Rows of zeros behind the last view make the last panel whole.
-    const std::int64_t held_rows = round_up(count, Simd<T>::kLanes);
-    Scratch scratch(held_rows * pitch_ * kSize + pairs * parts * kTileSize * 8);
+    Scratch scratch(count * pitch_ * kSize + pairs * parts * kTileSize * 8);
     if (!scratch.whole()) return false;
-    held_ = scratch.take<T>(held_rows * pitch_);
+    held_ = scratch.take<T>(count * pitch_);
     double* sums = scratch.take<double>(pairs * parts * kTileSize);
-    clear(held_ + count * pitch_, (held_rows - count) * pitch_);
     clear(sums, pairs * parts * kTileSize);
 
     Flag failed;
@@ -121,17 +118,23 @@ class RowForm {
                  double* sums) const {
     const std::int64_t row = panels.row * kTile, column = panels.column * kTile;
     const std::int64_t height = smaller(kTile, views_.count() - row);
-    const std::int64_t width = round_up(smaller(kTile, views_.count() - column), Simd<T>::kLanes);
+    const std::int64_t width = smaller(kTile, views_.count() - column);
+    const std::int64_t whole = width / Simd<T>::kLanes * Simd<T>::kLanes;
+    const std::int64_t padded = round_up(width, Simd<T>::kLanes);
     Scratch scratch((kMultiplyDepth * kTile + kTileSize) * kSize);
     if (!scratch.whole()) return false;
     T* right = scratch.take<T>(kMultiplyDepth * kTile);
     T* product = scratch.take<T>(kTileSize);
+    clear(right, kMultiplyDepth * kTile);
     for (std::int64_t at = begin * kTileSize; at < end * kTileSize; at += kMultiplyDepth) {
       const TilePlace tile = place_of(first + at / kTileSize);
       // A tile off the diagonal stands for its mirror image, too.
       const double weight = tile.row == tile.column ? 1 : 2;
-      transpose(width, kMultiplyDepth, held_ + column * pitch_ + at, pitch_, right, kTile);
-      multiply<T>(height, width, kMultiplyDepth, {held_ + row * pitch_ + at, pitch_, 1}, {right, kTile},
+      const T* from = held_ + column * pitch_ + at;
+      transpose(whole, kMultiplyDepth, from, pitch_, right, kTile);
+      for (std::int64_t v = whole; v < width; ++v)
+        for (std::int64_t i = 0; i < kMultiplyDepth; ++i) right[i * kTile + v] = from[v * pitch_ + i];
+      multiply<T>(height, padded, kMultiplyDepth, {held_ + row * pitch_ + at, pitch_, 1}, {right, kTile},
                   {product, kTile}, false);
       for (std::int64_t i = 0; i < height; ++i)
         for (std::int64_t j = 0; j < width; ++j) sums[i * kTile + j] += weight * product[i * kTile + j];
