@@ -48,22 +48,25 @@ static inline Doubles load(const double* from) {
 static inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 static inline void store(double* to, Doubles value) { std::memcpy(to, &value, sizeof value); }
 
-// Lanes are added pairwise in a fixed order.
-static inline double sum(Doubles value) {
-  double lane[kDoubleLanes];
-  std::memcpy(lane, &value, sizeof value);
-  for (int width = kDoubleLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+template <typename T, int kCount>
+struct Part {
+  typedef T Vector __attribute__((vector_size(kCount * sizeof(T))));
+};
+
+template <typename T, int kCount>
+static inline T sum_of(typename Part<T, kCount>::Vector value) {
+  if constexpr (kCount == 2) {
+    return value[0] + value[1];
+  } else {
+    typename Part<T, kCount / 2>::Vector half[2];
+    std::memcpy(half, &value, sizeof value);
+    return sum_of<T, kCount / 2>(half[0] + half[1]);
+  }
 }
 
-static inline float sum(Floats value) {
-  float lane[kFloatLanes];
-  std::memcpy(lane, &value, sizeof value);
-  for (int width = kFloatLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
-}
+// Lanes are added pairwise in a fixed order, the upper half to the lower.
+static inline double sum(Doubles value) { return sum_of<double, kDoubleLanes>(value); }
+static inline float sum(Floats value) { return sum_of<float, kFloatLanes>(value); }
 
 static inline float float_from_bfloat16(std::uint16_t bits) {
   const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;

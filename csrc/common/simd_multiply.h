@@ -22,11 +22,17 @@ struct Left {
   std::int64_t depth;
 };
 
-// Element (k, j) of the right operand lies at data + k * depth + j.
+// Columns of a register tile.
+template <typename T>
+constexpr std::int64_t kTileColumns = 2 * Simd<T>::kLanes;
+
+// Element (k, j) of the right operand lies at data + k * depth + j; with panels of kTileColumns columns one
+// behind the other, at data + j / kTileColumns * panel + k * depth + j % kTileColumns.
 template <typename T>
 struct Right {
   const T* data;
   std::int64_t depth;
+  std::int64_t panel = kTileColumns<T>;
 };
 
 // Element (i, j) of the product lies at data + i * row + j.
@@ -77,16 +83,15 @@ static inline void multiply_rows(std::int64_t rows, std::int64_t depth, Left<T> 
 template <typename T>
 static void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, Left<T> a, Right<T> b,
                      Product<T> c, bool add) {
-  constexpr int kLanes = Simd<T>::kLanes;
   for (std::int64_t k = 0; k < depth; k += kMultiplyDepth) {
     const std::int64_t step = depth - k < kMultiplyDepth ? depth - k : kMultiplyDepth;
     const Left<T> left{a.data + k * a.depth, a.row, a.depth};
     const T* right = b.data + k * b.depth;
     std::int64_t j = 0;
-    for (; j + 2 * kLanes <= columns; j += 2 * kLanes)
-      multiply_rows<kTileRows, 2>(rows, step, left, {right + j, b.depth}, {c.data + j, c.row}, add || k > 0);
+    for (; j + kTileColumns<T> <= columns; j += kTileColumns<T>, right += b.panel)
+      multiply_rows<kTileRows, 2>(rows, step, left, {right, b.depth}, {c.data + j, c.row}, add || k > 0);
     if (j < columns)
-      multiply_rows<kTileRows, 1>(rows, step, left, {right + j, b.depth}, {c.data + j, c.row}, add || k > 0);
+      multiply_rows<kTileRows, 1>(rows, step, left, {right, b.depth}, {c.data + j, c.row}, add || k > 0);
   }
 }
 

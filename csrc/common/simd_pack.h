@@ -20,6 +20,16 @@ static void pack_from(const void* data, std::int64_t stride, std::int64_t first,
   }
 }
 
+// The type code of T.
+template <typename T>
+constexpr DType kDTypeOf = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+
+// Elements that need no conversion, side by side in memory; or null.
+template <typename T>
+static inline const T* as_plain(const Span& span) {
+  return span.stride == 1 && span.dtype == kDTypeOf<T> ? static_cast<const T*>(span.data) : nullptr;
+}
+
 // Writes elements [first, first + count) of the span to `to`.
 template <typename T>
 static void pack(const Span& span, std::int64_t first, std::int64_t count, T* to) {

@@ -216,6 +216,37 @@ def test_label_out_of_range_is_named(backend, label):
         prototype_loss(features, labels, prototypes, None, 0.1, True)
 
 
+def test_rows_of_any_length_beside_each_other():
+    # The squares of floats of these sizes overflow or underflow.
+    sizes = torch.tensor([1.0, 1e-30, 1e25, 1e-12, 1.0, 1e18, 3e-8, 1.0, 1e-20, 1e37, 1.0, 1e3, 1e-6])
+    features, labels, prototypes, upstream = inputs()
+    expected = with_gradients(prototype_loss, features, labels, prototypes, upstream, None, 0.1, True)
+    # Directions of rows count, not their lengths; only those no longer than 1e-12 count as zero.
+    long_enough = sizes > 1e-11
+    scaled = features * sizes[:, None]
+    loss, d_features, _ = with_gradients(
+        prototype_loss, scaled, labels, prototypes, upstream, None, 0.1, True
+    )
+    torch.testing.assert_close(loss[:, long_enough], expected[0][:, long_enough], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        (d_features * sizes[:, None])[:, long_enough], expected[1][:, long_enough], rtol=1e-4, atol=1e-5
+    )
+    for i in (1, 8):
+        assert loss[0, i].item() == pytest.approx(np.log(5), rel=1e-6)
+        assert torch.equal(d_features[0, i], torch.zeros(7))
+
+
+def test_non_finite_feature_of_a_single_class():
+    features, labels, prototypes, upstream = inputs(rows=3, classes=1)
+    features = features.detach().clone()
+    features[0, 1, 0] = torch.nan
+    loss, d_features, _ = with_gradients(
+        prototype_loss, features, labels, prototypes, upstream, None, 0.1, True
+    )
+    assert loss[0].isnan().tolist() == [False, True, False]
+    assert d_features[0].isnan().all(dim=1).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_non_finite_feature_stays_in_its_row(value, normalise):
