@@ -281,6 +281,42 @@ inline void multiply_add_tf32(float (&d)[4], const std::uint32_t (&a)[4], const 
   std::memcpy(d, sums.of, sizeof sums.of);
 }
 
+template <typename Decode>
+void multiply_add_16_bit(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                         Decode decode) {
+  Tf32Operands mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  std::memcpy(mine.b, b, sizeof mine.b);
+  const int group = thread() % emulation::kWarp / 4, place = thread() % 4;
+  struct Sums {
+    float of[4];
+  };
+  const Sums sums = emulation::Block::current().exchange(mine, [&](auto of) {
+    Sums result;
+    for (int c = 0; c < 4; ++c) {
+      const int upper = c / 2, column = 2 * place + c % 2;
+      float sum = d[c];
+      for (int k = 0; k < 16; ++k) {
+        const std::uint32_t left = of(4 * group + k % 8 / 2).a[upper + k / 8 * 2];
+        const std::uint32_t right = of(4 * column + k % 8 / 2).b[k / 8];
+        sum += decode(static_cast<std::uint16_t>(left >> (k % 2 * 16))) *
+               decode(static_cast<std::uint16_t>(right >> (k % 2 * 16)));
+      }
+      result.of[c] = sum;
+    }
+    return result;
+  });
+  std::memcpy(d, sums.of, sizeof sums.of);
+}
+
+inline void multiply_add_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  multiply_add_16_bit(d, a, b, [](std::uint16_t bits) { return emulated::float_from_bfloat16(bits); });
+}
+
+inline void multiply_add_f16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  multiply_add_16_bit(d, a, b, [](std::uint16_t bits) { return float_from_float16(bits); });
+}
+
 struct DoubleOperands {
   double a;
   double b;
@@ -326,8 +362,10 @@ void store_aligned(void* to, const Chunk& chunk) {
 
 inline Chunk16 load_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
 inline Chunk8 load_8_bytes(const void* from) { return load_aligned<Chunk8>(from); }
+inline Chunk16 read_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
 inline void store_16_bytes(void* to, const Chunk16& chunk) { store_aligned(to, chunk); }
 inline void store_8_bytes(void* to, const Chunk8& chunk) { store_aligned(to, chunk); }
+inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 inline void prefetch(const void*) {}
 inline void keep_order() {}
 

@@ -35,6 +35,13 @@ class Case {
     std::vector<Bytes> memory;
   };
 
+  struct Tensor {
+    const void* data = nullptr;
+    mmfl::DType dtype = mmfl::DType::kFloat64;  // of numbers; else only their bytes are known
+    std::int64_t strides[4] = {0, 0, 0, 0};
+    Bytes memory;
+  };
+
   std::int64_t number() {
     std::int64_t value = 0;
     read(&value, sizeof value);
@@ -64,6 +71,20 @@ class Case {
       rows.memory.push_back(std::move(memory));
     }
     return rows;
+  }
+
+  // Dtype, four strides, offset of the first element in bytes, size of the memory in bytes (0: null) and its
+  // contents.
+  Tensor tensor() {
+    Tensor tensor;
+    tensor.dtype = static_cast<mmfl::DType>(number());
+    for (std::int64_t& stride : tensor.strides) stride = number();
+    const std::int64_t front = number(), bytes = number();
+    if (bytes == 0) return tensor;
+    tensor.memory = nan_filled(bytes);
+    read(tensor.memory.get(), static_cast<std::size_t>(bytes));
+    tensor.data = tensor.memory.get() + front;
+    return tensor;
   }
 
  private:
