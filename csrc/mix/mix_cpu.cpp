@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "common/row_table.h"
+#include "common/thread_pool.h"
 #include "mix/mix.h"
 
 namespace mmfl {
@@ -31,6 +32,7 @@ Status mix_cpu(const MixArgs& args) {
     for (const std::int64_t k : taking_part) spans.push_back(table.spans[k * args.segments + s]);
 
   std::vector<MixSegment> segments;
+  double products = 0;
   for (std::int64_t s = 0; s < args.segments; ++s) {
     const RowBlock& output = args.outputs[s];
     if (!is_known(output.dtype)) return Status::kBadDtype;
@@ -46,8 +48,10 @@ Status mix_cpu(const MixArgs& args) {
     segment.centre_columns = args.centre_columns;
     segment.output = output;
     segments.push_back(segment);
+    products += static_cast<double>(args.widths[s]) * static_cast<double>(rows * args.matrix_rows);
   }
-  return MMFL_DISPATCH_SIMD(mix_segments, segments.data(), args.segments, args.threads);
+  const int threads = threads_for(products, args.threads);
+  return MMFL_DISPATCH_SIMD(mix_segments, segments.data(), args.segments, threads);
 }
 
 }  // namespace mmfl

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
 from mmfl_fast.kernels import extension
+from mmfl_fast.kernels.choice import FASTEST
 
 NAMES = ("auto", "reference", "native", "triton")
+
+_BUILT_WITH_CUDA = not extension.missing and bool(extension._C.built_with_cuda)
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,21 @@ def backends() -> dict[str, BackendStatus]:
     else:
         served: tuple[str, ...] = ("cpu",)
         on_gpu = "built without CUDA"
-        if extension._C.built_with_cuda:
-            on_gpu = "CUDA kernels of gram and mix on request, but torch sees no GPU"
+        if _BUILT_WITH_CUDA:
+            on_gpu = "CUDA kernels on request, but torch sees no GPU"
             if torch.cuda.is_available():
-                served, on_gpu = ("cpu", "cuda"), "CUDA kernels of gram and mix on request"
+                served, on_gpu = ("cpu", "cuda"), "CUDA kernels on request"
         native = BackendStatus(served, f"{extension._C.simd_level()} kernels; {on_gpu}")
+    if not _TRITON_INSTALLED:
+        triton = BackendStatus((), "Triton is not installed; run `pip install triton`")
+    elif not torch.cuda.is_available():
+        triton = BackendStatus((), "Triton needs a GPU, and torch sees none")
+    else:
+        triton = BackendStatus(("cuda",), "Triton kernels on request")
     return {
         "reference": BackendStatus(("cpu", "cuda"), "plain torch expressions"),
         "native": native,
-        "triton": BackendStatus((), "no Triton kernels in this version"),
+        "triton": triton,
     }
 
 
@@ -83,37 +95,57 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
-def _has_cuda_kernels(device: torch.device) -> bool:
-    if extension.missing or not extension._C.built_with_cuda:
+def _serves(backend: str, device: torch.device, kind: str) -> bool:
+    """Whether a backend takes tensors on a device of that kind; meta tensors go to any registered op."""
+    if backend == "native" and kind == "cpu":
+        return not extension.missing
+    if backend == "reference" or kind == "meta":
+        return True
+    if kind != "cuda" or (backend == "native" and not _BUILT_WITH_CUDA):
+        return False
+    if backend == "triton" and not _TRITON_INSTALLED:
         return False
     # They need the matrix instructions of compute capability 8.0. What is traced is not run here.
     return torch.compiler.is_compiling() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def uses_reference(device: torch.device, cuda_kernel: bool = False) -> bool:
-    """Whether tensors on ``device`` go to the plain torch expression; the other answer is the registered op.
+def chosen(primitive: str, device: torch.device) -> str:
+    """The backend for tensors on ``device``: ``"reference"``, ``"native"`` or ``"triton"``.
 
-    Left to choose, a ``torch.func`` transform inside ``torch.compile`` gets the plain expression: torch
-    cannot trace a custom gradient through most of them.
-
-    No GPU has run the CUDA kernels yet, so nobody gets them without asking: ``use_backend("native")``.
-
-    Args:
-        device: of the tensors.
-        cuda_kernel: whether the primitive has a CUDA kernel.
+    Left to choose, it is the one in :mod:`mmfl_fast.kernels.choice`, or the plain expression where that one
+    is not built. Forward-mode derivatives get the plain expression, for kernels have none, and so does a
+    ``torch.func`` transform inside ``torch.compile``: torch cannot trace a custom gradient through most of
+    them.
 
     Raises:
         RuntimeError: a backend was asked for that does not serve this device.
+        NotImplementedError: one was asked for that has no forward-mode derivative.
     """
-    if _requested == "reference":
-        return True
-    native = not extension.missing and device.type in ("cpu", "meta")
-    if device.type == "cuda" and cuda_kernel:
-        native = _has_cuda_kernels(device)
-    if _requested == "auto":
-        traced = torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-        return not native or traced or device.type == "cuda"
-    if not native:
-        status = backends()[_requested]
-        raise RuntimeError(f"backend {_requested!r} does not serve {device.type} tensors: {status.reason}")
-    return False
+    kind = device.type
+    forward_mode = forward_ad._current_level >= 0
+    if _requested != "auto":
+        if forward_mode and _requested != "reference":
+            raise NotImplementedError(
+                f"backend {_requested!r} has no forward-mode derivatives; "
+                'use mmfl_fast.use_backend("reference")'
+            )
+        if not _serves(_requested, device, kind):
+            reason = backends()[_requested].reason
+            raise RuntimeError(f"backend {_requested!r} does not serve {kind} tensors: {reason}")
+        return _requested
+    if forward_mode or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
+        return "reference"
+    fastest = FASTEST.get(kind, FASTEST["cpu"])[primitive]
+    return fastest if _serves(fastest, device, kind) else "reference"
+
+
+def gpu_kernels(primitive: str, device: torch.device) -> str:
+    """Whose kernels a registered op runs on a GPU, ``"native"`` or ``"triton"``.
+
+    The op may have been called directly, or traced under another choice than the one that holds now: then
+    it is the extension, or Triton where that was built without CUDA.
+    """
+    backend = chosen(primitive, device)
+    if backend == "reference":
+        backend = "native" if _serves("native", device, device.type) else "triton"
+    return backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from mmfl_fast.kernels.autocast import without_autocast
+from mmfl_fast.kernels.backend import gpu_kernels
+from mmfl_fast.kernels.direct_call import needs_no_dispatch
 
 _library = torch.library.Library("mmfl_fast", "DEF")
 
@@ -83,6 +86,22 @@ def sample(argument: Any, dim: Any, index: int) -> Any:
     return argument if dim is None else argument.select(dim, index)
 
 
+def _on_gpu(name: str, cuda: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Implementation for CUDA tensors: the extension's, or the function of that name in ``triton.py``."""
+    package = name.removesuffix("_backward")
+
+    def run(*arguments: Any) -> Any:
+        first = arguments[0]
+        device = (first if isinstance(first, torch.Tensor) else first[0]).device
+        if cuda is not None and gpu_kernels(package, device) == "native":
+            return cuda(*arguments)
+        # Imported when it is needed: Triton is neither small nor everywhere.
+        module = importlib.import_module(f"mmfl_fast.kernels.{package}.triton")
+        return getattr(module, name)(*arguments)
+
+    return run
+
+
 def register(
     primitive: Primitive, cpu: Callable[..., Any], cuda: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
@@ -95,13 +114,13 @@ def register(
     Args:
         primitive: the description.
         cpu: implementation for CPU tensors.
-        cuda: implementation for CUDA tensors, if there is one.
+        cuda: implementation for CUDA tensors in the extension. The one in Triton is the function of the op's
+            name in ``mmfl_fast/kernels/<primitive>/triton.py``.
     """
     qualified = f"mmfl_fast::{primitive.name}"
     _library.define(primitive.name + primitive.signature)
     _library.impl(primitive.name, cpu, "CPU")
-    if cuda is not None:
-        _library.impl(primitive.name, cuda, "CUDA")
+    _library.impl(primitive.name, _on_gpu(primitive.name, cuda), "CUDA")
     torch.library.register_fake(qualified, primitive.fake, lib=_library)
     backward = without_autocast(primitive.backward)
     torch.library.register_autograd(qualified, backward, setup_context=primitive.setup_context, lib=_library)
@@ -137,7 +156,7 @@ def register(
 
     def call(*arguments: Any) -> Any:
         if not torch._C._are_functorch_transforms_active():
-            return op(*arguments)
+            return cpu(*arguments) if needs_no_dispatch(arguments) else op(*arguments)
         lengths = tuple(len(a) if isinstance(a, (list, tuple)) else -1 for a in arguments)
         flat = _flatten(arguments, lengths)
         # torch.compile mistakes the signature of a variadic forward when nothing requires a gradient.

@@ -11,10 +11,13 @@ from torch import Tensor
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.kernels.unit_rows import unit_rows
+from mmfl_fast.ops.precision import Precision, allows_tf32
 from mmfl_fast.ops.tensors import as_floating, describe
 
 
-def linear_cka(features: Tensor | Sequence[Tensor], *, debiased: bool = False) -> Tensor:
+def linear_cka(
+    features: Tensor | Sequence[Tensor], *, debiased: bool = False, precision: Precision = "fp32"
+) -> Tensor:
     """Linear centred kernel alignment of all pairs of K representations of the same n items.
 
     Rows are first scaled to unit length, as FedMVP's server does (papers.md 3.5), then columns are centred:
@@ -30,19 +33,21 @@ def linear_cka(features: Tensor | Sequence[Tensor], *, debiased: bool = False) -
         debiased: use the unbiased estimator of HSIC (Song et al. 2012, Eq. 5; Nguyen et al. 2021) in all
             three places. Its expectation does not grow with d / n; values may be negative or exceed 1.
             Needs n >= 4.
+        precision: of float32 products on a GPU, ``"fp32"`` or ``"tf32"``, see
+            :data:`mmfl_fast.ops.precision.Precision`.
 
     Returns:
         [K, K] float64, symmetric; in [0, 1] unless ``debiased``. Differentiable, with finite gradients.
 
     Raises:
         TypeError: not floating tensors, or tensors of different dtypes.
-        ValueError: wrong shapes, devices that differ, or n < 4 with ``debiased``.
+        ValueError: wrong shapes, devices that differ, n < 4 with ``debiased``, or an unknown ``precision``.
     """
     blocks = _blocks(features)
     rows = blocks[0].shape[1]
     if debiased and rows < 4:
         raise ValueError(f"features must have at least 4 rows for debiased=True; got {rows}")
-    products = cross_gram_sq(blocks, mean_columns=True, normalise_rows=True)
+    products = cross_gram_sq(blocks, mean_columns=True, normalise_rows=True, tf32=allows_tf32(precision))
     finite = torch.isfinite(products.diagonal())
     both = finite[:, None] & finite
     products = torch.where(both, products, 0.0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmfl_fast.kernels.prototype_loss import prototype_loss
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
+from mmfl_fast.ops.precision import Precision, allows_tf32
 from mmfl_fast.ops.tensors import (
     REAL_NUMBER,
     WHOLE_NUMBER,
@@ -81,6 +82,7 @@ def prototype_contrastive_loss(
     class_mask: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    precision: Precision = "fp32",
 ) -> Tensor:
     """InfoNCE of features against class prototypes: CMPC of MFCPL (papers.md 4.3).
 
@@ -100,6 +102,8 @@ def prototype_contrastive_loss(
         normalize: scale features and prototypes to unit length.
         reduction: ``"mean"`` over all rows that are not ignored (0 if there is none), ``"sum"``, or
             ``"none"``. For a value per client, call it under ``torch.func.vmap``; that is one launch, too.
+        precision: of float32 products on a GPU, ``"fp32"`` or ``"tf32"``, see
+            :data:`mmfl_fast.ops.precision.Precision`.
 
     Returns:
         A scalar; for ``"none"`` the loss per row, [N] or [B, N]. float64 if features or prototypes are, else
@@ -109,8 +113,8 @@ def prototype_contrastive_loss(
 
     Raises:
         TypeError: wrong dtype.
-        ValueError: wrong shapes, devices that differ, temperature or reduction out of range, or a label
-            outside [0, C) that is not -100; the message names the value and its row.
+        ValueError: wrong shapes, devices that differ, temperature, reduction or precision out of range, or a
+            label outside [0, C) that is not -100; the message names the value and its row.
     """
     features, labels = as_floating(features, "features"), as_labels(labels, "labels")
     prototypes = as_floating(prototypes, "prototypes")
@@ -119,18 +123,19 @@ def prototype_contrastive_loss(
     _check_loss_shapes(features, labels, prototypes, mask)
 
     one_client = features.dim() == 2
-    client_labels = labels[None] if one_client else labels
-    client_mask = mask[None] if mask is not None and mask.dim() == 1 else mask
+    client_labels = labels.unsqueeze(0) if one_client else labels
+    client_mask = mask.unsqueeze(0) if mask is not None and mask.dim() == 1 else mask
     losses = prototype_loss(
-        features[None] if one_client else features,
+        features.unsqueeze(0) if one_client else features,
         client_labels,
-        prototypes[None] if prototypes.dim() == 2 else prototypes,
+        prototypes.unsqueeze(0) if prototypes.dim() == 2 else prototypes,
         client_mask,
         float(temperature),
         bool(normalize),
+        allows_tf32(precision),
     )
     if reduction == "none":
-        return losses[0] if one_client else losses
+        return losses.squeeze(0) if one_client else losses
     total = losses.sum()
     if reduction == "sum":
         return total
@@ -151,19 +156,13 @@ def _check_loss_options(temperature: Any, reduction: str) -> None:
 
 
 def _check_loss_shapes(features: Tensor, labels: Tensor, prototypes: Tensor, mask: Tensor | None) -> None:
-    if features.dim() not in (2, 3) or features.shape[-1] == 0:
+    *clients, rows, width = features.shape if features.dim() in (2, 3) else (0, 0)
+    if width == 0:
         raise ValueError(f"features must be [N, D] or [B, N, D] with D > 0; got {describe(features)}")
-    if labels.shape != features.shape[:-1]:
-        raise ValueError(
-            f"labels must be {list(features.shape[:-1])} like the features; got {describe(labels)}"
-        )
-    clients = features.shape[:-2]
-    if (
-        prototypes.dim() not in (2, features.dim())
-        or prototypes.shape[-1] != features.shape[-1]
-        or prototypes.shape[-2] == 0
-        or prototypes.shape[:-2] not in ((), clients)
-    ):
+    if labels.shape != (*clients, rows):
+        raise ValueError(f"labels must be {[*clients, rows]} like the features; got {describe(labels)}")
+    classes = prototypes.shape[-2] if prototypes.dim() in (2, features.dim()) else 0
+    if classes == 0 or prototypes.shape not in ((classes, width), (*clients, classes, width)):
         raise ValueError(
             f"prototypes must be [C, D], or [B, C, D] beside features [B, N, D], with C > 0; got "
             f"{describe(prototypes)} beside {describe(features)}"
@@ -171,8 +170,7 @@ def _check_loss_shapes(features: Tensor, labels: Tensor, prototypes: Tensor, mas
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"class_mask must be bool; got {describe(mask)}")
-        if mask.shape not in (prototypes.shape[-2:-1], (*clients, prototypes.shape[-2])):
-            raise ValueError(
-                f"class_mask must be [C] or [B, C] with C = {prototypes.shape[-2]}; got {describe(mask)}"
-            )
+        # A mask for each client beside prototypes that they share, too.
+        if mask.shape not in ((classes,), (*clients, classes)):
+            raise ValueError(f"class_mask must be [C] or [B, C] with C = {classes}; got {describe(mask)}")
     check_same_device(features=features, labels=labels, prototypes=prototypes, class_mask=mask)

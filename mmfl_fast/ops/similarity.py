@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from mmfl_fast.kernels.gram import gram as gram_kernel
+from mmfl_fast.ops.precision import Precision, allows_tf32
 from mmfl_fast.ops.rows import RowLike, Rows, RowsLike, as_origin, as_rows
 
 _Origin = Literal["mean"] | RowLike | None
 
 
 def _products(
-    value: RowsLike, origin: _Origin, centre_rows: bool, name: str = "rows"
+    value: RowsLike, origin: _Origin, centre_rows: bool, precision: Precision
 ) -> tuple[Rows, Tensor, Tensor]:
-    rows = as_rows(value, name)
+    rows = as_rows(value)
     products, row_mean = gram_kernel(
         rows.blocks,
         rows.segments,
@@ -25,11 +26,12 @@ def _products(
         as_origin(origin, rows, value),
         isinstance(origin, str),
         centre_rows,
+        allows_tf32(precision),
     )
     return rows, products, row_mean
 
 
-def gram(rows: RowsLike, *, origin: _Origin = None) -> Tensor:
+def gram(rows: RowsLike, *, origin: _Origin = None, precision: Precision = "fp32") -> Tensor:
     """Inner products ``<x_i - o, x_j - o>`` of all pairs of rows.
 
     Args:
@@ -38,6 +40,8 @@ def gram(rows: RowsLike, *, origin: _Origin = None) -> Tensor:
             float16, any strides.
         origin: o. ``"mean"`` is the centroid of the rows, a row in the form of ``rows`` is that row, None
             is zero. It is subtracted before any product, so rows that differ by little keep their accuracy.
+        precision: of float32 products on a GPU, ``"fp32"`` or ``"tf32"``, see
+            :data:`mmfl_fast.ops.precision.Precision`.
 
     Returns:
         [K, K] float64, symmetric to the last bit. Products are formed and added in float32 (float64 for
@@ -47,12 +51,13 @@ def gram(rows: RowsLike, *, origin: _Origin = None) -> Tensor:
 
     Raises:
         TypeError: ``rows`` or ``origin`` has no such form or a dtype that is not listed.
-        ValueError: rows that do not agree in keys, shapes, dtypes or devices, or an unknown ``origin``.
+        ValueError: rows that do not agree in keys, shapes, dtypes or devices, or an unknown ``origin``
+            or ``precision``.
     """
-    return _products(rows, origin, centre_rows=False)[1]
+    return _products(rows, origin, centre_rows=False, precision=precision)[1]
 
 
-def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean") -> Tensor:
+def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Precision = "fp32") -> Tensor:
     """Pearson correlation of all pairs of rows, less their origin: Eq. 5 of M3Fed (ACM MM 2024).
 
     Every row is centred by the mean of its own elements. A row of which only rounding is left then, a norm
@@ -62,6 +67,7 @@ def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean") -> Tensor:
     Args:
         rows: as :func:`gram` takes them.
         origin: as :func:`gram` takes it.
+        precision: as :func:`gram` takes it.
 
     Returns:
         [K, K] float64 in [-1, 1], symmetric, with a diagonal of exactly 1 (NaN for a row with a non-finite
@@ -71,13 +77,13 @@ def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean") -> Tensor:
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    canonical, products, row_mean = _products(rows, origin, centre_rows=True)
+    canonical, products, row_mean = _products(rows, origin, centre_rows=True, precision=precision)
     single = all(block.dtype != torch.float64 for block in canonical.blocks[: canonical.segments])
     noise = 8 * torch.finfo(torch.float32 if single else torch.float64).eps
     return _cosine(products, noise**2 * canonical.width * row_mean.detach() ** 2)
 
 
-def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean") -> Tensor:
+def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Precision = "fp32") -> Tensor:
     """Cosine of the angle between all pairs of rows, less their origin.
 
     A row equal to the origin has no direction: its similarity is 0 to others and 1 to itself.
@@ -85,6 +91,7 @@ def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean") -> Tensor:
     Args:
         rows: as :func:`gram` takes them.
         origin: as :func:`gram` takes it.
+        precision: as :func:`gram` takes it.
 
     Returns:
         As :func:`pearson_similarity`.
@@ -93,12 +100,16 @@ def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean") -> Tensor:
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    _, products, _ = _products(rows, origin, centre_rows=False)
+    _, products, _ = _products(rows, origin, centre_rows=False, precision=precision)
     return _cosine(products, torch.zeros_like(products[0]))
 
 
 def angular_similarity(
-    rows: RowsLike, *, origin: _Origin = "mean", kind: Literal["pearson", "cosine"] = "pearson"
+    rows: RowsLike,
+    *,
+    origin: _Origin = "mean",
+    kind: Literal["pearson", "cosine"] = "pearson",
+    precision: Precision = "fp32",
 ) -> Tensor:
     """``1 - arccos(sigma) / pi`` of all pairs of rows: Eq. 6 of M3Fed (ACM MM 2024).
 
@@ -108,6 +119,7 @@ def angular_similarity(
         rows: as :func:`gram` takes them.
         origin: as :func:`gram` takes it.
         kind: sigma is the Pearson correlation or the cosine.
+        precision: as :func:`gram` takes it.
 
     Returns:
         [K, K] float64 in [0, 1], symmetric, with a diagonal of exactly 1. The derivative of arccos, infinite
@@ -120,14 +132,14 @@ def angular_similarity(
     if kind not in ("pearson", "cosine"):
         raise ValueError(f'kind must be "pearson" or "cosine"; got {kind!r}')
     similarity = pearson_similarity if kind == "pearson" else cosine_similarity
-    sigma = similarity(rows, origin=origin)
+    sigma = similarity(rows, origin=origin, precision=precision)
     inside = sigma.abs() < 1
     angle = torch.arccos(torch.where(inside, sigma, 0.0))
     share = torch.where(inside, 1 - angle / math.pi, (sigma > 0).to(sigma.dtype))
     return torch.where(torch.isnan(sigma), torch.nan, share)
 
 
-def pairwise_sq_distance(rows: RowsLike) -> Tensor:
+def pairwise_sq_distance(rows: RowsLike, *, precision: Precision = "fp32") -> Tensor:
     """Squared Euclidean distances ``||x_i - x_j||^2`` of all pairs of rows.
 
     They are differences of inner products about the centroid, so the error of a distance is relative to the
@@ -135,6 +147,7 @@ def pairwise_sq_distance(rows: RowsLike) -> Tensor:
 
     Args:
         rows: as :func:`gram` takes them.
+        precision: as :func:`gram` takes it.
 
     Returns:
         [K, K] float64, never negative, symmetric, with a diagonal of exactly 0 (NaN for a row with a
@@ -144,7 +157,7 @@ def pairwise_sq_distance(rows: RowsLike) -> Tensor:
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    return sq_distance(_products(rows, "mean", centre_rows=False)[1])
+    return sq_distance(_products(rows, "mean", centre_rows=False, precision=precision)[1])
 
 
 def sq_distance(products: Tensor) -> Tensor:

@@ -224,5 +224,5 @@ def test_transforms(transform: str) -> None:
 def test_opcheck() -> None:
     x = torch.randn(3, 4, device="cuda", requires_grad=True)
     matrix = torch.rand(2, 3, dtype=torch.float64, device="cuda", requires_grad=True)
-    torch.library.opcheck(torch.ops.mmfl_fast.gram.default, ([x], 1, True, [], True, True))
+    torch.library.opcheck(torch.ops.mmfl_fast.gram.default, ([x], 1, True, [], True, True, False))
     torch.library.opcheck(torch.ops.mmfl_fast.mix.default, ([x], 1, True, matrix, NO_OFFSET.cuda(), False))

@@ -130,7 +130,7 @@ def test_large_element_means_do_not_cost_accuracy(dtype: torch.dtype) -> None:
 def test_equal_rows_leave_exactly_nothing_about_their_mean(rows: int, backend: str) -> None:
     x = torch.randn(1, 777).expand(rows, 777).contiguous()
     with use_backend(backend):
-        products, _ = gram([x], 1, True, [], True, False)
+        products, _ = gram([x], 1, True, [], True, False, False)
     assert torch.equal(products, torch.zeros(rows, rows, dtype=torch.float64))
 
 
@@ -280,7 +280,7 @@ def test_expanded_and_repeated_upstream_gradients() -> None:
 
 
 def _scalar(implementation: Any, x: Tensor, w: Tensor) -> Tensor:
-    products, means = implementation([torch.tanh(x * w)], 1, True, [], True, True)
+    products, means = implementation([torch.tanh(x * w)], 1, True, [], True, True, False)
     weights = torch.arange(products.numel(), dtype=torch.float64).reshape(products.shape)
     return (products * weights).sum() + (means * means.detach().cos()).sum()
 
@@ -334,7 +334,8 @@ def test_opcheck(stacked: bool) -> None:
     x, y = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     o = torch.randn(4, requires_grad=True)
     blocks = [x, y] if stacked else [torch.randn(4, requires_grad=True) for _ in range(3)]
-    for arguments in ((blocks, 1, stacked, [], True, True), (blocks, 1, stacked, [o], False, False)):
+    for origin, mean_origin, centre_rows in (([], True, True), ([o], False, False)):
+        arguments = (blocks, 1, stacked, origin, mean_origin, centre_rows, False)
         torch.library.opcheck(torch.ops.mmfl_fast.gram.default, arguments)
 
 
@@ -362,5 +363,5 @@ def test_the_extension_refuses_bad_arguments() -> None:
 
 def test_the_op_can_be_called_directly() -> None:
     x = torch.randn(3, 5)
-    direct = torch.ops.mmfl_fast.gram([x], 1, True, [], True, False)
+    direct = torch.ops.mmfl_fast.gram([x], 1, True, [], True, False, False)
     assert torch.equal(direct[0], gram([x], 1, True, [], True, False)[0])

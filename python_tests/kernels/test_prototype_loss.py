@@ -336,13 +336,13 @@ def test_opcheck(mask):
     features, labels, prototypes, _ = inputs()
     labels = labels.clamp(min=2)
     torch.library.opcheck(
-        torch.ops.mmfl_fast.prototype_loss.default, (features, labels, prototypes, mask, 0.1, True)
+        torch.ops.mmfl_fast.prototype_loss.default, (features, labels, prototypes, mask, 0.1, True, False)
     )
 
 
 def test_opcheck_of_the_backward():
     features, labels, prototypes, upstream = inputs()
-    loss, log_sum = torch.ops.mmfl_fast.prototype_loss(features, labels, prototypes, None, 0.1, True)
+    loss, log_sum = torch.ops.mmfl_fast.prototype_loss(features, labels, prototypes, None, 0.1, True, False)
     torch.library.opcheck(
         torch.ops.mmfl_fast.prototype_loss_backward.default,
         (
@@ -355,6 +355,7 @@ def test_opcheck_of_the_backward():
             None,
             0.1,
             True,
+            False,
         ),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfl_fast.kernels.backend import uses_reference
+from mmfl_fast.kernels.backend import chosen
 from mmfl_fast.kernels.cross_gram_sq import op, reference
 
 
 def cross_gram_sq(
-    blocks: Sequence[Tensor], *, mean_columns: bool = False, normalise_rows: bool = False
+    blocks: Sequence[Tensor],
+    *,
+    mean_columns: bool = False,
+    normalise_rows: bool = False,
+    tf32: bool = False,
 ) -> Tensor:
     """Squared Frobenius norms of all cross products.
 
@@ -24,11 +28,14 @@ def cross_gram_sq(
         mean_columns: first subtract from every column its mean.
         normalise_rows: before that, scale every row to unit length. A row no longer than 1e-12 becomes 0
             and has no gradient.
+        tf32: let a GPU round float32 factors to TensorFloat-32, 10 bits after the point. A CPU never
+            does, and the plain expression goes by torch's own setting.
 
     Returns:
         [K, K] float64, symmetric. Differentiable, twice.
     """
-    implementation = reference.cross_gram_sq if uses_reference(blocks[0].device) else op.cross_gram_sq
+    backend = chosen("cross_gram_sq", blocks[0].device)
+    implementation = reference.cross_gram_sq if backend == "reference" else op.cross_gram_sq
     batched = [block.unsqueeze(0) for block in blocks]
-    result: Tensor = implementation(batched, mean_columns, normalise_rows)
+    result: Tensor = implementation(batched, mean_columns, normalise_rows, tf32)
     return result.squeeze(0)

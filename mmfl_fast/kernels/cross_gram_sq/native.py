@@ -12,11 +12,11 @@ from mmfl_fast.kernels.extension import _C
 from mmfl_fast.kernels.rows import DTYPE_CODES
 
 
-def cross_gram_sq(blocks: Sequence[Tensor], mean_columns: bool, normalise_rows: bool) -> Tensor:
+def cross_gram_sq(blocks: Sequence[Tensor], mean_columns: bool, normalise_rows: bool, _tf32: bool) -> Tensor:
     """See :func:`mmfl_fast.kernels.cross_gram_sq.cross_gram_sq`; here with a batch axis in front."""
     batch, _, rows, _ = blocks[0].shape
     count = sum([block.shape[1] for block in blocks])
-    out = torch.empty(batch, count, count, dtype=torch.float64)
+    out = torch.empty(batch, count, count, dtype=torch.float64, device="cpu")
     table = []
     for block in blocks:
         batch_stride, view_stride, row_stride, column_stride = block.stride()

@@ -26,13 +26,13 @@ from mmfl_fast.kernels.unit_rows import unit_rows
 _STRIP = 1 << 24
 
 
-def _fake(blocks: Sequence[Tensor], mean_columns: bool, normalise_rows: bool) -> Tensor:
+def _fake(blocks: Sequence[Tensor], *_options: object) -> Tensor:
     count = sum([block.shape[1] for block in blocks])
     return blocks[0].new_empty((blocks[0].shape[0], count, count), dtype=torch.float64)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    blocks, ctx.mean_columns, ctx.normalise_rows = inputs
+    blocks, ctx.mean_columns, ctx.normalise_rows, _ = inputs
     ctx.save_for_backward(*blocks, output)
 
 
@@ -64,7 +64,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         if scale is not None:
             d = (d - unit * (unit * d).sum(dim=-1, keepdim=True)) * scale
         results.append(d.to(block.dtype))
-    return results, None, None
+    return results, None, None, None
 
 
 def _from_row_products(views: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
@@ -103,9 +103,9 @@ def _from_column_products(views: Sequence[Tensor], weights: Tensor) -> list[Tens
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    blocks, mean_columns, normalise_rows = arguments
+    blocks, *options = arguments
     folded = [_fold(block, dim, info.batch_size) for block, dim in zip(blocks, in_dims[0], strict=True)]
-    result = cross_gram_sq(folded, mean_columns, normalise_rows)
+    result = cross_gram_sq(folded, *options)
     return result.unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -117,7 +117,7 @@ def _fold(block: Tensor, dim: int | None, size: int) -> Tensor:
 cross_gram_sq = register(
     Primitive(
         name="cross_gram_sq",
-        signature="(Tensor[] blocks, bool mean_columns, bool normalise_rows) -> Tensor",
+        signature="(Tensor[] blocks, bool mean_columns, bool normalise_rows, bool tf32) -> Tensor",
         fake=_fake,
         setup_context=_setup_context,
         backward=_backward,

@@ -13,7 +13,7 @@ from mmfl_fast.kernels.unit_rows import unit_rows
 
 
 @without_autocast
-def cross_gram_sq(blocks: Sequence[Tensor], mean_columns: bool, normalise_rows: bool) -> Tensor:
+def cross_gram_sq(blocks: Sequence[Tensor], mean_columns: bool, normalise_rows: bool, _tf32: bool) -> Tensor:
     """See :func:`mmfl_fast.kernels.cross_gram_sq.cross_gram_sq`; here with a batch axis in front."""
     grams = []
     for block in blocks:

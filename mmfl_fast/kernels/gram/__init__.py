@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfl_fast.kernels.backend import uses_reference
+from mmfl_fast.kernels.backend import chosen
 from mmfl_fast.kernels.gram import op, reference
 
 
@@ -17,6 +17,7 @@ def gram(
     origin: Sequence[Tensor],
     mean_origin: bool,
     centre_rows: bool,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Inner products of all pairs of rows.
 
@@ -31,13 +32,15 @@ def gram(
         origin: one tensor per segment with the shape of one row, subtracted from every row; or empty.
         mean_origin: subtract the centroid of the rows instead.
         centre_rows: then subtract from each row the mean of its own elements.
+        tf32: let a GPU round float32 factors to TensorFloat-32, 10 bits after the point. A CPU never
+            does, and the plain expression goes by torch's own setting.
 
     Returns:
         ``G`` [K, K] and the means that ``centre_rows`` subtracted [K] (zeros without it), both float64.
         Both are differentiable, twice.
     """
-    implementation = reference.gram if uses_reference(blocks[0].device, cuda_kernel=True) else op.gram
+    implementation = reference.gram if chosen("gram", blocks[0].device) == "reference" else op.gram
     result: tuple[Tensor, Tensor] = implementation(
-        list(blocks), segments, stacked, list(origin), mean_origin, centre_rows
+        list(blocks), segments, stacked, list(origin), mean_origin, centre_rows, tf32
     )
     return result

@@ -19,11 +19,12 @@ def gram(
     origin: Sequence[Tensor],
     mean_origin: bool,
     centre_rows: bool,
+    _tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmfl_fast.kernels.gram.gram`."""
     count = rows.row_count(blocks, segments, stacked)
-    products = torch.empty(count, count, dtype=torch.float64)
-    row_mean = torch.empty(count, dtype=torch.float64)
+    products = torch.empty(count, count, dtype=torch.float64, device="cpu")
+    row_mean = torch.empty(count, dtype=torch.float64, device="cpu")
     block_table, _kept_blocks = rows.block_table(blocks, stacked)
     origin_table, _kept_origin = rows.block_table(origin, stacked=False)
     _C.gram(
@@ -46,6 +47,7 @@ def gram_cuda(
     origin: Sequence[Tensor],
     mean_origin: bool,
     centre_rows: bool,
+    _tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmfl_fast.kernels.gram.gram`. Asynchronous, on the current stream of the blocks' device."""
     device = blocks[0].device

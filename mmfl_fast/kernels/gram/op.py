@@ -34,7 +34,7 @@ def _fake(blocks: Sequence[Tensor], segments: int, stacked: bool, *_options: obj
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    blocks, ctx.segments, ctx.stacked, origin, ctx.mean_origin, ctx.centre_rows = inputs
+    blocks, ctx.segments, ctx.stacked, origin, ctx.mean_origin, ctx.centre_rows, _ = inputs
     ctx.block_count = len(blocks)
     ctx.save_for_backward(*blocks, *origin, *output)
     ctx.set_materialize_grads(False)
@@ -90,7 +90,7 @@ def _backward(ctx: Any, d_gram: Tensor | None, d_row_mean: Tensor | None) -> tup
     d_origin = pieces[ctx.block_count :]
     if ctx.stacked:
         d_origin = [piece.squeeze(0) for piece in d_origin]
-    return pieces[: ctx.block_count], None, None, d_origin, None, None
+    return pieces[: ctx.block_count], None, None, d_origin, None, None, None
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -105,7 +105,7 @@ gram = register(
     Primitive(
         name="gram",
         signature="(Tensor[] blocks, int segments, bool stacked, Tensor[] origin, bool mean_origin, "
-        "bool centre_rows) -> (Tensor, Tensor)",
+        "bool centre_rows, bool tf32) -> (Tensor, Tensor)",
         fake=_fake,
         setup_context=_setup_context,
         backward=_backward,

@@ -19,6 +19,7 @@ def gram(
     origin: Sequence[Tensor],
     mean_origin: bool,
     centre_rows: bool,
+    _tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmfl_fast.kernels.gram.gram`."""
     matrix = rows.matrix(blocks, segments, stacked)

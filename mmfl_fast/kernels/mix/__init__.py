@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfl_fast.kernels.backend import uses_reference
+from mmfl_fast.kernels.backend import chosen
 from mmfl_fast.kernels.mix import op, reference
 
 
@@ -37,6 +37,6 @@ def mix(
     Returns:
         One tensor [R, ...] per segment.
     """
-    implementation = reference.mix if uses_reference(blocks[0].device, cuda_kernel=True) else op.mix
+    implementation = reference.mix if chosen("mix", blocks[0].device) == "reference" else op.mix
     result: list[Tensor] = implementation(list(blocks), segments, stacked, matrix, row_offset, centre_columns)
     return result

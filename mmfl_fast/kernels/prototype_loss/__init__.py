@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmfl_fast.kernels.backend import uses_reference
+from mmfl_fast.kernels.backend import chosen
 from mmfl_fast.kernels.prototype_loss import op, reference
 
 
@@ -15,6 +15,7 @@ def prototype_loss(
     class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
+    tf32: bool = False,
 ) -> Tensor:
     """``log sum_c exp z_c - z_label`` per row, with ``z_c = <f, p_c> / temperature``.
 
@@ -33,6 +34,8 @@ def prototype_loss(
         temperature: positive.
         normalise: scale features and prototypes to unit length. One no longer than 1e-12 counts as zero:
             its cosine is 0 and it has no gradient.
+        tf32: let a GPU round float32 factors to TensorFloat-32, 10 bits after the point. A CPU never
+            does, and the plain expression goes by torch's own setting.
 
     Returns:
         [B, N] in float32, or float64 if either tensor is float64. Differentiable once in the native form,
@@ -41,7 +44,8 @@ def prototype_loss(
     Raises:
         ValueError: a label outside [0, C) that is not -100.
     """
-    if uses_reference(features.device):
-        return reference.prototype_loss(features, labels, prototypes, class_mask, temperature, normalise)
-    loss: Tensor = op.prototype_loss(features, labels, prototypes, class_mask, temperature, normalise)[0]
+    arguments = (features, labels, prototypes, class_mask, temperature, normalise, tf32)
+    if chosen("prototype_loss", features.device) == "reference":
+        return reference.prototype_loss(*arguments)
+    loss: Tensor = op.prototype_loss(*arguments)[0]
     return loss

@@ -34,11 +34,12 @@ def prototype_loss(
     class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
+    _tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     """Loss and ``log sum_c exp(z_c - max z)`` of every row, both [B, N]."""
     dtype = compute_dtype([features.dtype, prototypes.dtype])
-    loss = torch.empty(labels.shape, dtype=dtype)
-    log_sum = torch.empty(labels.shape, dtype=dtype)
+    loss = torch.empty(labels.shape, dtype=dtype, device="cpu")
+    log_sum = torch.empty_like(loss)
     class_mask = None if class_mask is None else class_mask.contiguous()
     sizes, tensors = _tables(features, labels, prototypes, class_mask)
     bad_label = _C.prototype_loss(
@@ -66,10 +67,11 @@ def prototype_loss_backward(
     class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
+    _tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features [B, N, D] and prototypes [G, C, D] in their dtypes."""
-    feature_gradient = torch.empty(features.shape, dtype=features.dtype)
-    prototype_gradient = torch.empty(prototypes.shape, dtype=prototypes.dtype)
+    feature_gradient = torch.empty(features.shape, dtype=features.dtype, device="cpu")
+    prototype_gradient = torch.empty(prototypes.shape, dtype=prototypes.dtype, device="cpu")
     loss, log_sum = loss.contiguous(), log_sum.contiguous()
     class_mask = None if class_mask is None else class_mask.contiguous()
     sizes, tensors = _tables(features, labels, prototypes, class_mask)

@@ -36,6 +36,7 @@ def _forward_fake(
     class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype([features.dtype, prototypes.dtype])
     shape = features.shape[:2]
@@ -43,7 +44,7 @@ def _forward_fake(
 
 
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, labels, prototypes, class_mask, ctx.temperature, ctx.normalise = inputs
+    features, labels, prototypes, class_mask, *ctx.options = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, features, labels, prototypes, class_mask)
 
@@ -58,22 +59,20 @@ def _forward_backward(ctx: Any, loss_gradient: Tensor, _: Any) -> tuple[Any, ...
         labels,
         prototypes,
         class_mask,
-        ctx.temperature,
-        ctx.normalise,
+        *ctx.options,
     )
-    return d_features, None, d_prototypes, None, None, None
+    return d_features, None, d_prototypes, None, None, None, None
 
 
 def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    features, labels, prototypes, class_mask, temperature, normalise = arguments
+    features, labels, prototypes, class_mask, *options = arguments
     size = info.batch_size
     outputs = prototype_loss(
         _fold(features, in_dims[0], size),
         _fold(labels, in_dims[1], size),
         _fold_shared(prototypes, in_dims[2], size),
         _fold_shared(class_mask, in_dims[3], size),
-        temperature,
-        normalise,
+        *options,
     )
     return tuple(output.unflatten(0, (size, -1)) for output in outputs), (0, 0)
 
@@ -88,6 +87,7 @@ def _backward_fake(
     class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     return features.new_empty(features.shape), prototypes.new_empty(prototypes.shape)
 
@@ -104,7 +104,7 @@ def _backward_backward(ctx: Any, *gradients: Tensor) -> NoReturn:
 
 
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    *rows, prototypes, class_mask, temperature, normalise = arguments
+    *rows, prototypes, class_mask, temperature, normalise, tf32 = arguments
     size = info.batch_size
     # Prototypes that samples share have a gradient for each sample.
     outputs = prototype_loss_backward(
@@ -113,6 +113,7 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
         _fold_shared(class_mask, in_dims[6], size),
         temperature,
         normalise,
+        tf32,
     )
     return tuple(output.unflatten(0, (size, -1)) for output in outputs), (0, 0)
 
@@ -121,7 +122,7 @@ prototype_loss = register(
     Primitive(
         name="prototype_loss",
         signature="(Tensor features, Tensor labels, Tensor prototypes, Tensor? class_mask, "
-        "float temperature, bool normalise) -> (Tensor loss, Tensor log_sum)",
+        "float temperature, bool normalise, bool tf32) -> (Tensor loss, Tensor log_sum)",
         fake=_forward_fake,
         setup_context=_forward_setup,
         backward=_forward_backward,
@@ -134,7 +135,7 @@ prototype_loss_backward = register(
     Primitive(
         name="prototype_loss_backward",
         signature="(Tensor loss_gradient, Tensor loss, Tensor log_sum, Tensor features, "
-        "Tensor labels, Tensor prototypes, Tensor? class_mask, float temperature, bool normalise) "
+        "Tensor labels, Tensor prototypes, Tensor? class_mask, float temperature, bool normalise, bool tf32) "
         "-> (Tensor feature_gradient, Tensor prototype_gradient)",
         fake=_backward_fake,
         setup_context=_backward_setup,

@@ -19,6 +19,7 @@ def prototype_loss(
     class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
+    _tf32: bool,
 ) -> Tensor:
     """See :func:`mmfl_fast.kernels.prototype_loss.prototype_loss`."""
     classes = prototypes.shape[1]

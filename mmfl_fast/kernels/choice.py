@@ -1,0 +1,20 @@
+"""Which backend ``auto`` takes, as measured by ``mmfl-fast bench ops``."""
+
+from __future__ import annotations
+
+# On a CPU: benches/results/cpu-ops, where no case is slower than the plain expression. On a GPU: nothing has
+# been measured yet, so nobody gets a kernel there without asking for it by name.
+FASTEST = {
+    "cpu": {
+        "gram": "native",
+        "mix": "native",
+        "cross_gram_sq": "native",
+        "prototype_loss": "native",
+    },
+    "cuda": {
+        "gram": "reference",
+        "mix": "reference",
+        "cross_gram_sq": "reference",
+        "prototype_loss": "reference",
+    },
+}
