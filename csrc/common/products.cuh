@@ -7,6 +7,10 @@
 namespace mmfl {
 namespace device {
 
+MMFL_DEVICE float rounded_to_tf32(float value) {
+  return float_from_bits((bits_of(value) + 0x1000u) & 0xffffe000u);
+}
+
 // Sums of products of kLeft panels with kRight; of a panel set with itself when kDiagonal, and then only
 // those on and above the diagonal of the 16 x 8 tiles.
 template <typename T, int kLeft, int kRight, bool kDiagonal, bool kTf32 = false>
@@ -34,7 +38,7 @@ struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
 
   // A NaN must be quiet_nan: the rounding carries one of all ones over into the sign.
   static MMFL_DEVICE void split(float value, std::uint32_t& high, std::uint32_t& low) {
-    high = (bits_of(value) + 0x1000u) & 0xffffe000u;
+    high = bits_of(rounded_to_tf32(value));
     low = kTf32 ? 0 : bits_of(value - float_from_bits(high)) + 0x1000u;
   }
 

@@ -34,7 +34,8 @@ namespace emulation {
 constexpr int kWarp = 32;
 constexpr std::size_t kStackBytes = std::size_t{1} << 18;
 
-// In which order the threads of a block run between two barriers. A result that depends on it is a race.
+// In which order the threads of a block run between two barriers, and the blocks. A result that depends on it is
+// a race.
 enum class Order { kForward, kBackward };
 
 [[noreturn]] inline void fail(const char* message) {
@@ -47,7 +48,7 @@ class Block {
   Block(int threads, Order order, std::function<void()> body)
       : order_(order), body_(std::move(body)), fibres_(static_cast<std::size_t>(threads)) {
     if (threads % kWarp != 0) fail("a block must hold whole warps");
-    exchange_.resize(fibres_.size());
+    exchange_.resize(2 * fibres_.size());
     for (Fibre& fibre : fibres_) fibre.stack.reset(new char[kStackBytes]);
   }
 
@@ -64,6 +65,7 @@ class Block {
       fibre.context.uc_link = nullptr;
       makecontext(&fibre.context, &Block::enter, 0);
       fibre.state = State::kReady;
+      fibre.exchanges = 0;
     }
     while (run_ready() || release()) {
     }
@@ -83,16 +85,16 @@ class Block {
   auto exchange(const Value& value, Read read) {
     static_assert(sizeof(Value) <= sizeof(Slot), "larger than a slot");
     const int lane = running_ % kWarp;
-    Slot* slots = exchange_.data() + (running_ - lane);
+    // Two sets of slots in turn: nobody is more than one exchange ahead of who still reads the other set.
+    const unsigned set = fibres_[static_cast<std::size_t>(running_)].exchanges++ % 2;
+    Slot* slots = exchange_.data() + set * fibres_.size() + (running_ - lane);
     std::memcpy(slots[lane].bytes, &value, sizeof value);
     sync_warp();
-    const auto result = read([slots](int other) {
+    return read([slots](int other) {
       Value shown;
       std::memcpy(&shown, slots[other].bytes, sizeof shown);
       return shown;
     });
-    sync_warp();
-    return result;
   }
 
  private:
@@ -102,6 +104,7 @@ class Block {
     std::unique_ptr<char[]> stack;
     void* fake_stack = nullptr;
     State state = State::kDone;
+    unsigned exchanges = 0;
   };
   struct Slot {
     unsigned char bytes[32];
@@ -203,11 +206,10 @@ template <typename Shared, typename Body>
 void run_grid(std::int64_t grid_x, std::int64_t grid_y, int threads, Order order, Body body) {
   std::unique_ptr<Shared> shared(new Shared);
   Block block(threads, order, [&] { body(*shared); });
-  for (std::int64_t y = 0; y < grid_y; ++y) {
-    for (std::int64_t x = 0; x < grid_x; ++x) {
-      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));
-      block.run(x, y);
-    }
+  for (std::int64_t i = 0; i < grid_x * grid_y; ++i) {
+    const std::int64_t number = order == Order::kForward ? i : grid_x * grid_y - 1 - i;
+    std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));
+    block.run(number % grid_x, number / grid_x);
   }
 }
 

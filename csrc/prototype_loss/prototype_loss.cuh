@@ -507,6 +507,13 @@ struct LossGradient {
     }
   }
 
+  // As it will be multiplied, for its other uses must agree with that.
+  static MMFL_DEVICE T factor_of(T weight) {
+    if (!(weight == weight)) return quiet_nan<T>();
+    if constexpr (kTf32) return rounded_to_tf32(weight);
+    return weight;
+  }
+
   // Turns logits into the weights dloss/dlogit / temperature, times what makes unit vectors of the others.
   template <bool kOfFeatures>
   MMFL_DEVICE void weigh(std::int64_t tile, int live, Scores<E, kPanels, kTf32>& scores) {
@@ -530,13 +537,13 @@ struct LossGradient {
           const std::int64_t number = kOfFeatures ? first_other + j : first + i;
           T weight = 0;
           if (row.label >= 0 && number < args.classes && (mask == nullptr || mask[number] != 0)) {
-            const T cosine = scores.at(half, n, c) * shared.own_inverse[i] * other.inverse[j];
+            const T along_other = scores.at(half, n, c) * shared.own_inverse[i];
+            const T cosine = along_other * other.inverse[j];
             weight = number == row.label ? row.certain
                                          // Two steps, so that large logits cancel before anything is rounded.
                                          : exp_of((cosine * scale - row.base) - row.log_sum) * row.factor;
-            along_row += weight * cosine;
-            weight *= other.inverse[j];
-            if (!(weight == weight)) weight = quiet_nan<T>();
+            weight = factor_of(weight * other.inverse[j]);
+            along_row += weight * along_other;
           }
           scores.at(half, n, c) = weight;
         }

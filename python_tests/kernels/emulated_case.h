@@ -94,5 +94,5 @@ class Case {
 };
 
 inline void write_out(const std::vector<double>& values) {
-  std::fwrite(values.data(), sizeof(double), values.size(), stdout);
+  if (!values.empty()) std::fwrite(values.data(), sizeof(double), values.size(), stdout);
 }

@@ -11,17 +11,17 @@ using BlockSum = mmfl::device::GramBlockSum;
 
 struct Nothing {};
 
-template <typename T>
+template <typename T, bool kTf32>
 void run_products(const mmfl::GramPlan& plan, Order order) {
   const mmfl::GramDevice& args = plan.device;
   const auto blocks = [](std::int64_t warps) { return (warps + mmfl::kGramWarps - 1) / mmfl::kGramWarps; };
   const std::int64_t x = plan.tiles == 0 ? blocks(plan.pairs) : blocks(args.splits);
   const std::int64_t y = plan.tiles == 0 ? args.splits : 1;
   run_grid<Nothing>(x, y, mmfl::kGramThreads, order, [&](Nothing&) {
-    if (plan.tiles == 0) return mmfl::device::gram_pairs<T>(args);
-    if (plan.tiles == 1) return mmfl::device::gram_rows<T, 1>(args);
-    if (plan.tiles == 2) return mmfl::device::gram_rows<T, 2>(args);
-    if constexpr (sizeof(T) == 4) mmfl::device::gram_rows<T, 4>(args);
+    if (plan.tiles == 0) return mmfl::device::gram_pairs<T, kTf32>(args);
+    if (plan.tiles == 1) return mmfl::device::gram_rows<T, 1, kTf32>(args);
+    if (plan.tiles == 2) return mmfl::device::gram_rows<T, 2, kTf32>(args);
+    if constexpr (sizeof(T) == 4) mmfl::device::gram_rows<T, 4, kTf32>(args);
   });
 }
 
@@ -38,7 +38,11 @@ void run(const mmfl::GramPlan& plan, Order order) {
     run_grid<BlockSum>(1, 1, kThreads, order,
                        [&](BlockSum& shared) { mmfl::device::gram_shift(args, shared); });
   }
-  run_products<T>(plan, order);
+  if (sizeof(T) == 4 && args.tf32) {
+    run_products<T, sizeof(T) == 4>(plan, order);
+  } else {
+    run_products<T, false>(plan, order);
+  }
   run_grid<mmfl::device::JoinSums>(
       (args.side * (args.side + 1) + 31) / 32, 1, kThreads, order,
       [&](mmfl::device::JoinSums& shared) { mmfl::device::gram_join(args, shared); });
@@ -54,7 +58,7 @@ void run(const mmfl::GramPlan& plan, Order order) {
 int main() {
   Case input;
   const bool mean_origin = input.number() != 0, centre_rows = input.number() != 0;
-  const bool has_origin = input.number() != 0;
+  const bool has_origin = input.number() != 0, tf32 = input.number() != 0;
   const Order order = input.number() != 0 ? Order::kBackward : Order::kForward;
   const Case::Rows rows = input.rows();
   const Case::Rows origin = has_origin ? input.rows() : Case::Rows{};
@@ -69,6 +73,7 @@ int main() {
   args.segments = static_cast<std::int64_t>(rows.widths.size());
   args.mean_origin = mean_origin;
   args.centre_rows = centre_rows;
+  args.tf32 = tf32;
   args.gram = gram.data();
   args.row_mean = row_mean.data();
   mmfl::GramPlan plan;
