@@ -101,7 +101,8 @@ def _packed(part: int | float | bytes | Tensor | None) -> bytes:
     if isinstance(part, float):
         return np.float64(part).tobytes()
     if part is None or part.numel() == 0:
-        return np.zeros(7, dtype=np.int64).tobytes()
+        code = 0 if part is None else DTYPE_CODES.get(part.dtype, 0)
+        return np.array((code, *[0] * 6), dtype=np.int64).tobytes()
     size, strides = part.element_size(), part.stride()
     reach = sum((length - 1) * stride for length, stride in zip(part.shape, strides, strict=True))
     # The first element keeps its alignment, and behind the last one nothing follows.
