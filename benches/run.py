@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import registry
 
 SUITES = {"ops": ["gram", "mix", "cross_gram_sq", "prototype_loss"]}
-WITH_CUDA_KERNELS = ("gram", "mix")
+WITH_CUDA_KERNELS = ("gram", "mix", "cross_gram_sq", "prototype_loss")
 
 
 def run_case(cases: list[registry.Case], seconds: float, bandwidth: float | None) -> dict[str, Any]:

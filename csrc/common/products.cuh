@@ -1,5 +1,5 @@
-// Sums of products in the registers of a warp, by its matrix instructions. A panel is 8 rows; lane l of a warp
-// holds columns of row l / 4 of every panel.
+// Sums of products in the registers of a warp, by its matrix instructions. A panel is 8 rows; lane l of a
+// warp holds columns of row l / 4 of every panel.
 #pragma once
 
 #include "common/device.cuh"
@@ -19,8 +19,8 @@ struct Products;
 // `add` takes the first kPerStep columns of its operands, and of the right one the first `live` panels.
 //
 // In float a factor is split in two tf32 numbers, x = high + low + O(2^-22 x), and the product of the two low
-// parts is left out; with kTf32 all but that of the high parts. The matrix unit rounds towards zero, so it adds
-// three products and no more.
+// parts is left out; with kTf32 all but that of the high parts. The matrix unit rounds towards zero, so it
+// adds three products and no more.
 template <int kLeft, int kRight, bool kDiagonal, bool kTf32>
 struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
   using Value = float;

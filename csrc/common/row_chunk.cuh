@@ -94,8 +94,8 @@ MMFL_DEVICE void store_element(void* data, DType dtype, std::int64_t at, T value
 // To columns [column, column + kColumns), as far as they lie below `width`, of the row that starts at element
 // `start` of `data`.
 template <typename T>
-MMFL_DEVICE void store_row(void* data, DType dtype, std::int64_t start, std::int64_t column, std::int64_t width,
-                           const T (&values)[kColumns<T>]) {
+MMFL_DEVICE void store_row(void* data, DType dtype, std::int64_t start, std::int64_t column,
+                           std::int64_t width, const T (&values)[kColumns<T>]) {
   const std::int64_t first = start + column;
   const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
   const std::int64_t size = narrow ? 2 : static_cast<std::int64_t>(sizeof(T));

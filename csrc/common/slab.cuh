@@ -90,7 +90,9 @@ struct alignas(16) Slab {
   }
 
   MMFL_DEVICE Chunk16 read(int row, int chunk) { return read_16_bytes(place(row, chunk)); }
-  MMFL_DEVICE void write(int row, int chunk, const Chunk16& value) { store_16_bytes(place(row, chunk), value); }
+  MMFL_DEVICE void write(int row, int chunk, const Chunk16& value) {
+    store_16_bytes(place(row, chunk), value);
+  }
 };
 
 // One slab of kRows rows on its way from global to shared memory: eight threads to a row.

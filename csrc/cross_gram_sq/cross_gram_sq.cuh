@@ -1,6 +1,6 @@
-// ||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>. By columns, tiles of the d x d products are squared and summed as
-// they leave the registers. By rows, tiles of the n x n Gram matrices are held for all views, and gram forms
-// their inner products. README.md beside this file tells the rest.
+// ||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>. By columns, tiles of the d x d products are squared and summed
+// as they leave the registers. By rows, tiles of the n x n Gram matrices are held for all views, and gram
+// forms their inner products. README.md beside this file tells the rest.
 #pragma once
 
 #include <math.h>
@@ -20,8 +20,8 @@ constexpr double kShortestRow = 1e-12;
 // Terms that are added in float before they go to a sum in double.
 constexpr int kCrossFlush = 2048;
 
-MMFL_DEVICE Span span_of(const CrossGramSqDevice& call, const View& view, std::int64_t row, std::int64_t column,
-                         std::int64_t stride) {
+MMFL_DEVICE Span span_of(const CrossGramSqDevice& call, const View& view, std::int64_t row,
+                         std::int64_t column, std::int64_t stride) {
   const std::int64_t size = call.dtype == DType::kFloat64 ? 8 : call.dtype == DType::kFloat32 ? 4 : 2;
   const std::int64_t offset = (row * view.row_stride + column * view.column_stride) * size;
   return {static_cast<const char*>(view.data) + offset, stride, call.dtype};
@@ -39,7 +39,8 @@ MMFL_DEVICE void cross_gram_sq_scale(const CrossGramSqDevice& call) {
     T values[kColumns<T>];
     load_row(row, d, view.columns, values);
 #pragma unroll
-    for (int c = 0; c < kColumns<T>; ++c) squares += static_cast<double>(values[c]) * static_cast<double>(values[c]);
+    for (int c = 0; c < kColumns<T>; ++c)
+      squares += static_cast<double>(values[c]) * static_cast<double>(values[c]);
   }
   for (int mask = 1; mask < kWarp; mask *= 2) squares += shuffle_xor(squares, mask);
   const double length = sqrt(squares);
@@ -203,7 +204,8 @@ struct CrossProduct {
   }
 };
 
-// Leaves a whole tile in its place: scaled for its mirror image where it stands for that, or as its sum of squares.
+// Leaves a whole tile in its place: scaled for its mirror image where it stands for that, or as its sum of
+// squares.
 template <typename T, bool kByRows>
 MMFL_DEVICE void finish_tile(const CrossGramSqDevice& call, const CrossProduct<kByRows>& product,
                              CrossTotals& totals, BlockSum<kCrossThreads>& shared) {

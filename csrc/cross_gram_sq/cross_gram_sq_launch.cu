@@ -60,14 +60,15 @@ Status launch(const CrossGramSqPlan& plan, const CudaCall& where, cudaStream_t s
   const std::int64_t entries = call.count * call.count;
   if (call.scale != nullptr)
     cross_gram_sq_scale_kernel<T>
-        <<<blocks_of(call.batch * call.count * call.rows, device::kCrossWarps), kCrossThreads, 0, stream>>>(call);
+        <<<blocks_of(call.batch * call.count * call.rows, device::kCrossWarps), kCrossThreads, 0, stream>>>(
+            call);
   if (call.mean != nullptr)
     cross_gram_sq_mean_kernel<T>
         <<<static_cast<unsigned>(2 * call.batch * call.panels), kCrossThreads, 0, stream>>>(call);
   if (!plan.by_rows) {
     launch_tiles<T, false, kTf32>(call, stream);
-    cross_gram_sq_pair_kernel<<<blocks_of(call.batch * entries, device::kCrossWarps), kCrossThreads, 0, stream>>>(
-        call);
+    cross_gram_sq_pair_kernel<<<blocks_of(call.batch * entries, device::kCrossWarps), kCrossThreads, 0,
+                                stream>>>(call);
     return launch_status();
   }
   const CudaCall gram{where.device, where.stream, static_cast<char*>(where.workspace) + plan.gram_offset,

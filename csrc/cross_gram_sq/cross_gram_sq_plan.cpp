@@ -10,7 +10,6 @@ namespace {
 
 // Two blocks on each of 132 multiprocessors.
 constexpr std::int64_t kBlocks = 264;
-constexpr std::int64_t kHeldBytes = std::int64_t{256} << 20;
 // A split shorter than this costs more to add up than it saves.
 constexpr std::int64_t kShortestSplit = 1024;
 
@@ -18,7 +17,7 @@ std::int64_t pieces(std::int64_t count, std::int64_t size) { return (count + siz
 
 }  // namespace
 
-Status plan_cross_gram_sq(const CrossGramSqArgs& args, CrossGramSqPlan& plan) {
+Status plan_cross_gram_sq(const CrossGramSqArgs& args, CrossGramSqPlan& plan, std::int64_t held_bytes) {
   if (args.count < 0 || args.batch < 0 || args.rows < 0) return Status::kBadShape;
   if (args.count > 0 && args.blocks == nullptr) return Status::kNullPointer;
   if (!is_known(args.dtype)) return Status::kBadDtype;
@@ -66,8 +65,8 @@ Status plan_cross_gram_sq(const CrossGramSqArgs& args, CrossGramSqPlan& plan) {
   const std::int64_t side = plan.by_rows ? pieces(args.rows, kCrossTile) : device.panels;
   device.tiles = side * (side + 1) / 2;
   const std::int64_t views_held = std::max<std::int64_t>(1, device.count);
-  device.run = std::max<std::int64_t>(
-      1, std::min(device.tiles, kHeldBytes / (views_held * kCrossTileSize * size)));
+  device.run =
+      std::max<std::int64_t>(1, std::min(device.tiles, held_bytes / (views_held * kCrossTileSize * size)));
   device.runs = pieces(device.tiles, device.run);
   device.products = plan.by_rows ? device.count * device.run : args.batch * device.tiles;
   const std::int64_t depth = plan.by_rows ? widest : args.rows;

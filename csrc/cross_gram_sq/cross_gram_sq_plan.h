@@ -30,7 +30,8 @@ struct CrossGramSqDevice {
   std::int64_t count;  // K
   std::int64_t rows;   // n
   std::int64_t panels;
-  std::int64_t tiles;     // of one Gram matrix, or of the products of all columns: those on and above the diagonal
+  std::int64_t
+      tiles;  // of one Gram matrix, or of the products of all columns: those on and above the diagonal
   std::int64_t products;  // tiles that one launch computes
   std::int64_t splits;    // of the dimension that is summed over
   std::int64_t run;       // tiles of every Gram matrix that are held at a time
@@ -53,8 +54,12 @@ struct CrossGramSqPlan {
   CrossGramSqDevice device;  // pointers into the workspace are offsets from its start until `place`
 };
 
+// Of Gram matrices that are held at a time, unless one tile of all views is more.
+constexpr std::int64_t kCrossHeldBytes = std::int64_t{256} << 20;
+
 // Checks the arguments as cross_gram_sq_cpu does.
-Status plan_cross_gram_sq(const CrossGramSqArgs& args, CrossGramSqPlan& plan);
+Status plan_cross_gram_sq(const CrossGramSqArgs& args, CrossGramSqPlan& plan,
+                          std::int64_t held_bytes = kCrossHeldBytes);
 
 // Turns the offsets into addresses. `workspace` is aligned to 256 bytes.
 void place_cross_gram_sq(unsigned char* workspace, CrossGramSqPlan& plan);

@@ -427,7 +427,8 @@ MMFL_DEVICE void gram_finish(const GramDevice& args, GramBlockSum& shared) {
     if (i == j && value < 0) value = 0;
     args.gram[i * args.rows + j] = joined.bad(i) || joined.bad(j) ? quiet_nan<double>() : value;
   }
-  if (thread() == 0) args.row_mean[i] = args.centre_rows && joined.bad(i) ? quiet_nan<double>() : mean_of(i) - mean;
+  if (thread() == 0)
+    args.row_mean[i] = args.centre_rows && joined.bad(i) ? quiet_nan<double>() : mean_of(i) - mean;
 }
 
 }  // namespace device

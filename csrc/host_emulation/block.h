@@ -34,8 +34,8 @@ namespace emulation {
 constexpr int kWarp = 32;
 constexpr std::size_t kStackBytes = std::size_t{1} << 18;
 
-// In which order the threads of a block run between two barriers, and the blocks. A result that depends on it is
-// a race.
+// In which order the threads of a block run between two barriers, and the blocks. A result that depends on it
+// is a race.
 enum class Order { kForward, kBackward };
 
 [[noreturn]] inline void fail(const char* message) {

@@ -127,7 +127,8 @@ MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared
 #pragma unroll
     for (int c = 0; c < kColumns<T>; ++c) values[c] = static_cast<T>(totals[r][c]);
     const RowBlock& output = args.outputs[segment];
-    store_row(const_cast<void*>(output.data), output.dtype, (first + r) * output.row_stride, column, width, values);
+    store_row(const_cast<void*>(output.data), output.dtype, (first + r) * output.row_stride, column, width,
+              values);
   }
 }
 

@@ -1,7 +1,7 @@
-// Logits live in registers, a tile of 64 rows and 64 (in double 32) of the other side at a time: a warp has 16
-// of the rows, and as it needs all it knows of them there, its weights go from one product to the next without
-// leaving the registers. Slabs of both sides come through shared memory, the next one on its way while one is
-// multiplied. README.md beside this file tells the rest.
+// Logits live in registers, a tile of 64 rows and 64 (in double 32) of the other side at a time: a warp has
+// 16 of the rows, and as it needs all it knows of them there, its weights go from one product to the next
+// without leaving the registers. Slabs of both sides come through shared memory, the next one on its way
+// while one is multiplied. README.md beside this file tells the rest.
 #pragma once
 
 #include <math.h>
@@ -53,9 +53,8 @@ MMFL_DEVICE LossRow loss_row(const PrototypeLossArgs& args, std::int64_t flat) {
   row.client = flat / args.rows;
   row.index = flat % args.rows;
   row.flat = flat;
-  row.mask = args.masks == 0
-                 ? nullptr
-                 : args.class_mask + row.client / (args.clients / args.masks) * args.classes;
+  row.mask =
+      args.masks == 0 ? nullptr : args.class_mask + row.client / (args.clients / args.masks) * args.classes;
   row.label = args.labels[row.client * args.label_strides[0] + row.index * args.label_strides[1]];
   if (row.label == kIgnoredLabel) {
     row.label = kNoLabel;
@@ -109,7 +108,8 @@ struct Lengths {
   }
   MMFL_DEVICE void add(const SlabLoad<E, kRows>& load, bool normalise) {
 #pragma unroll
-    for (int part = 0; part < load.kParts; ++part) add_squares<E>(load.chunks[part], normalise, squares[part]);
+    for (int part = 0; part < load.kParts; ++part)
+      add_squares<E>(load.chunks[part], normalise, squares[part]);
   }
   MMFL_DEVICE void write(bool normalise, T (&inverse)[kRows]) {
 #pragma unroll
@@ -312,7 +312,8 @@ MMFL_DEVICE void prototype_loss_join(const PrototypeLossDevice& call) {
   const T* targets = static_cast<const T*>(call.target) + flat;
   const double* others = call.others + flat;
   Running<T> all{peaks[0], T(0), 0};
-  for (std::int64_t s = 1; s < call.splits; ++s) all.peak = peaks[s * rows] > all.peak ? peaks[s * rows] : all.peak;
+  for (std::int64_t s = 1; s < call.splits; ++s)
+    all.peak = peaks[s * rows] > all.peak ? peaks[s * rows] : all.peak;
   for (std::int64_t s = 0; s < call.splits; ++s) {
     all.target += targets[s * rows];
     all.others += others[s * rows] * exp_of(peaks[s * rows] - all.peak);
@@ -452,7 +453,9 @@ struct LossGradient {
 
   static MMFL_DEVICE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-  MMFL_DEVICE const Strided& tensor(bool features) const { return features ? args.features : args.prototypes; }
+  MMFL_DEVICE const Strided& tensor(bool features) const {
+    return features ? args.features : args.prototypes;
+  }
 
   // Row `number` of the group's features to the tables; `place` says in which.
   MMFL_DEVICE void describe_row(std::int64_t number, bool inside, int table, int place, const void*& start,
@@ -585,8 +588,8 @@ struct LossGradient {
     const std::int64_t end_tile = side.other_tiles * (split + 1) / side.splits;
     const std::int64_t depth = (args.dims + kSlabColumns<E> - 1) / kSlabColumns<E>;
     const std::int64_t dims_left = args.dims - first_dim;
-    const int slabs = dims_left >= kDims ? kSlabs
-                                         : static_cast<int>((dims_left + kSlabColumns<E> - 1) / kSlabColumns<E>);
+    const int slabs =
+        dims_left >= kDims ? kSlabs : static_cast<int>((dims_left + kSlabColumns<E> - 1) / kSlabColumns<E>);
     along[0] = along[1] = 0;
 #pragma unroll
     for (int q = 0; q < kSlabs; ++q) sums[q].clear();
@@ -601,12 +604,12 @@ struct LossGradient {
     int buffer = 0;
     const auto load = [&] {
       const bool both = next_slab < depth;
-      const std::int64_t column = both ? next_slab * kSlabColumns<E>
-                                       : first_dim + (next_slab - depth) * kSlabColumns<E>;
+      const std::int64_t column =
+          both ? next_slab * kSlabColumns<E> : first_dim + (next_slab - depth) * kSlabColumns<E>;
       const Strided &own_tensor = tensor(of_features), &other_tensor = tensor(!of_features);
       if (both)
-        own_load.load([&](int row) { return shared.own_start[row]; }, own_tensor.strides[2],
-                      own_tensor.dtype, column, args.dims);
+        own_load.load([&](int row) { return shared.own_start[row]; }, own_tensor.strides[2], own_tensor.dtype,
+                      column, args.dims);
       other_load.load([&](int row) { return shared.other[next_tile % 2].start[row]; },
                       other_tensor.strides[2], other_tensor.dtype, column, args.dims);
     };
@@ -740,7 +743,8 @@ struct LossGradient {
 
 // Both gradients, side by side: first the blocks of the features.
 template <typename E, bool kTf32>
-MMFL_DEVICE void prototype_loss_backward(const PrototypeLossBackwardDevice& call, LossGradientShared<E>& shared) {
+MMFL_DEVICE void prototype_loss_backward(const PrototypeLossBackwardDevice& call,
+                                         LossGradientShared<E>& shared) {
   const std::int64_t blocks = call.features.sums * call.features.splits;
   const bool of_features = block_x() < blocks;
   LossGradient<E, kTf32>(call, of_features, of_features ? block_x() : block_x() - blocks, shared).run();

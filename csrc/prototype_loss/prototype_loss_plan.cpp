@@ -106,7 +106,8 @@ Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const Prototy
   device.inverse = layout.array<unsigned char>(args.groups * args.classes * size);
   for (LossGradientSide* side : {&device.features, &device.prototypes}) {
     const std::int64_t partials = side->splits > 1 ? side->sums * side->splits * kLossRows : 0;
-    side->partial = partials > 0 ? layout.array<unsigned char>(partials * loss_chunk(args.in_double) * size) : nullptr;
+    side->partial =
+        partials > 0 ? layout.array<unsigned char>(partials * loss_chunk(args.in_double) * size) : nullptr;
     side->along = partials > 0 ? layout.array<double>(partials) : nullptr;
     side->arrived = partials > 0 ? layout.array<unsigned>(side->sums) : nullptr;
   }

@@ -38,8 +38,7 @@ struct PrototypeLossPlan {
 };
 
 // Checks the arguments as prototype_loss_cpu does, but for the labels. `loss` and `log_sum` may be null.
-Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum,
-                           PrototypeLossPlan& plan);
+Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum, PrototypeLossPlan& plan);
 
 // Turns the offsets into addresses. `workspace` is aligned to 256 bytes.
 void place_prototype_loss(unsigned char* workspace, PrototypeLossPlan& plan);
@@ -62,10 +61,10 @@ struct LossGradientSide {
   std::int64_t other_tiles;  // of a group
   std::int64_t splits;       // runs of other tiles
   std::int64_t chunks;       // runs of dimensions
-  void* partial;             // [groups, tiles, chunks, splits, kLossRows, loss_chunk]; with the next two null for
-  double* along;             // one split: [groups, tiles, chunks, splits, kLossRows] the gradient along the row
-  unsigned* arrived;         // [groups, tiles, chunks] splits that are done
-  std::int64_t sums;         // groups * tiles * chunks
+  void* partial;      // [groups, tiles, chunks, splits, kLossRows, loss_chunk]; with the next two null for
+  double* along;      // one split: [groups, tiles, chunks, splits, kLossRows] the gradient along the row
+  unsigned* arrived;  // [groups, tiles, chunks] splits that are done
+  std::int64_t sums;  // groups * tiles * chunks
 };
 
 struct PrototypeLossBackwardDevice {

@@ -109,7 +109,13 @@ def _packed(part: int | float | bytes | Tensor | None) -> bytes:
     front, first = part.data_ptr() % 16, part.storage_offset() * size
     whole = torch.empty(0, dtype=torch.uint8).set_(part.untyped_storage())
     contents = whole[first : first + (reach + 1) * size].numpy().tobytes()
-    header = (DTYPE_CODES.get(part.dtype, 0), *strides, *[0] * (4 - len(strides)), front, front + len(contents))
+    header = (
+        DTYPE_CODES.get(part.dtype, 0),
+        *strides,
+        *[0] * (4 - len(strides)),
+        front,
+        front + len(contents),
+    )
     return np.array(header, dtype=np.int64).tobytes() + bytes(front) + contents
 
 

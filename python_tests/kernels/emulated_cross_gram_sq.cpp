@@ -1,5 +1,5 @@
-// Runs the kernels of cross_gram_sq.cuh on the CPU as cross_gram_sq_launch.cu would on a GPU: a case from stdin,
-// the result [B, K, K] to stdout.
+// Runs the kernels of cross_gram_sq.cuh on the CPU as cross_gram_sq_launch.cu would on a GPU: a case from
+// stdin, the result [B, K, K] to stdout.
 #include <algorithm>
 
 #include "cross_gram_sq/cross_gram_sq.cuh"
@@ -68,6 +68,7 @@ int main() {
   args.mean_columns = input.number() != 0;
   args.normalise_rows = input.number() != 0;
   args.tf32 = input.number() != 0;
+  const std::int64_t held_bytes = input.number();
   args.batch = input.number();
   args.rows = input.number();
   args.count = input.number();
@@ -89,7 +90,7 @@ int main() {
   args.out = out.data();
 
   mmfl::CrossGramSqPlan plan;
-  if (mmfl::plan_cross_gram_sq(args, plan) != mmfl::Status::kOk) mmfl::emulation::fail("refused");
+  if (mmfl::plan_cross_gram_sq(args, plan, held_bytes) != mmfl::Status::kOk) mmfl::emulation::fail("refused");
   const Bytes workspace = nan_filled(plan.workspace_bytes);
   mmfl::place_cross_gram_sq(workspace.get(), plan);
   std::memcpy(workspace.get(), plan.tables.data(), plan.tables.size());

@@ -6,7 +6,6 @@
 
 namespace emulated_gram {
 
-
 using mmfl::emulation::Order;
 using mmfl::emulation::run_grid;
 using BlockSum = mmfl::device::GramBlockSum;

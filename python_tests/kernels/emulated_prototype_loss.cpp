@@ -28,18 +28,18 @@ template <typename E, bool kTf32>
 void backward(const mmfl::PrototypeLossBackwardDevice& call, Order order) {
   using Shared = mmfl::device::LossGradientShared<E>;
   const mmfl::PrototypeLossArgs& args = call.args;
-  run_grid<Nothing>(pieces(args.clients * args.rows + args.groups * args.classes, mmfl::device::kLossWarps), 1,
-                    kThreads, order,
+  run_grid<Nothing>(pieces(args.clients * args.rows + args.groups * args.classes, mmfl::device::kLossWarps),
+                    1, kThreads, order,
                     [&](Nothing&) { mmfl::device::prototype_loss_describe<Compute<E>>(call); });
   const std::int64_t blocks =
       call.features.sums * call.features.splits + call.prototypes.sums * call.prototypes.splits;
-  run_grid<Shared>(blocks, 1, kThreads, order, [&](Shared& shared) {
-    mmfl::device::prototype_loss_backward<E, kTf32>(call, shared);
-  });
+  run_grid<Shared>(blocks, 1, kThreads, order,
+                   [&](Shared& shared) { mmfl::device::prototype_loss_backward<E, kTf32>(call, shared); });
 }
 
 template <typename E, bool kTf32>
-void run(const mmfl::PrototypeLossDevice& first, const mmfl::PrototypeLossBackwardDevice& second, Order order) {
+void run(const mmfl::PrototypeLossDevice& first, const mmfl::PrototypeLossBackwardDevice& second,
+         Order order) {
   forward<E, kTf32>(first, order);
   if (first.args.dims > 0) backward<E, kTf32>(second, order);
 }
@@ -71,7 +71,8 @@ int main() {
   const Case::Tensor features = input.tensor(), labels = input.tensor(), prototypes = input.tensor();
   const Case::Tensor mask = input.tensor(), upstream = input.tensor();
   const auto strided = [](const Case::Tensor& tensor) {
-    return mmfl::Strided{tensor.data, {tensor.strides[0], tensor.strides[1], tensor.strides[2]}, tensor.dtype};
+    return mmfl::Strided{
+        tensor.data, {tensor.strides[0], tensor.strides[1], tensor.strides[2]}, tensor.dtype};
   };
   args.features = strided(features);
   args.labels = static_cast<const std::int64_t*>(labels.data);
@@ -84,7 +85,8 @@ int main() {
   const std::int64_t feature_count = rows * args.dims;
   const std::int64_t prototype_count = args.groups * args.classes * args.dims;
   const mmfl::DType dtype = args.in_double ? mmfl::DType::kFloat64 : mmfl::DType::kFloat32;
-  const Bytes loss = nan_filled(rows * mmfl::size_of(dtype)), log_sum = nan_filled(rows * mmfl::size_of(dtype));
+  const Bytes loss = nan_filled(rows * mmfl::size_of(dtype)),
+              log_sum = nan_filled(rows * mmfl::size_of(dtype));
   const Bytes feature_gradient = nan_filled(feature_count * mmfl::size_of(args.features.dtype));
   const Bytes prototype_gradient = nan_filled(prototype_count * mmfl::size_of(args.prototypes.dtype));
 

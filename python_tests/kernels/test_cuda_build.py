@@ -35,7 +35,8 @@ def spilled_bytes(report: str) -> dict[str, int]:
 
 
 def test_there_are_kernels() -> None:
-    assert {"gram/gram_launch.cu", "mix/mix_launch.cu"} <= set(SOURCES)
+    primitives = ("cross_gram_sq", "gram", "mix", "prototype_loss")
+    assert [f"{name}/{name}_launch.cu" for name in primitives] == SOURCES
 
 
 @pytest.mark.parametrize("chip", ["80", "90a", "100"])
@@ -56,7 +57,10 @@ def test_the_common_ptx(source: str, tmp_path: Path) -> None:
     assert ".entry" in text
     # 16-byte loads through the read-only path.
     assert "ld.global.nc.v4" in text
-    assert ("mma.sync.aligned.m16n8k8.row.col.f32.tf32" in text) == (source == "gram/gram_launch.cu")
+    assert ("mma.sync.aligned.m16n8k8.row.col.f32.tf32" in text) == (source != "mix/mix_launch.cu")
+    for kind in ("bf16", "f16"):
+        instruction = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}"
+        assert (instruction in text) == (source == "prototype_loss/prototype_loss_launch.cu")
 
 
 def test_a_spill_would_be_seen() -> None:

@@ -34,10 +34,11 @@ def emulated(
     normalise_rows: bool = False,
     tf32: bool = False,
     backward: bool = False,
+    held_bytes: int = 1 << 28,
 ) -> Tensor:
     """[B, K, K]"""
     batch, _, rows, _ = blocks[0].shape
-    parts: list[Any] = [backward, mean_columns, normalise_rows, tf32, batch, rows, len(blocks)]
+    parts: list[Any] = [backward, mean_columns, normalise_rows, tf32, held_bytes, batch, rows, len(blocks)]
     for block in blocks:
         parts += [block.shape[1], block.shape[3], block]
     count = sum(block.shape[1] for block in blocks)
@@ -84,6 +85,13 @@ def test_odd_shapes(rows: int, columns: int, run: Run) -> None:
 def test_views_of_different_widths_in_a_batch(rows: int, run: Run) -> None:
     blocks = [views(2, rows, 3, batch=2), views(1, rows, 70, batch=2), views(2, rows, 0, batch=2)]
     assert_close(emulated(run, blocks, True, True), exact(blocks, True, True), 2e-6)
+
+
+def test_gram_matrices_held_in_several_runs(run: Run) -> None:
+    # Six tiles, two of two views at a time.
+    blocks = [views(2, 130, 150)]
+    ours = emulated(run, blocks, held_bytes=4 * 64 * 64 * 4)
+    assert_close(ours, exact(blocks), 2e-6)
 
 
 @pytest.mark.parametrize("form", ["sliced", "transposed", "view last", "expanded", "misaligned"])
@@ -142,9 +150,7 @@ def test_tf32_rounds_factors(rows: int, columns: int, run: Run) -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(66, 70), (1100, 4)])
 def test_the_order_of_threads_and_blocks_changes_no_bit(rows: int, columns: int, run: Run) -> None:
     blocks = [views(2, rows, columns)]
-    assert torch.equal(
-        emulated(run, blocks, True, True), emulated(run, blocks, True, True, backward=True)
-    )
+    assert torch.equal(emulated(run, blocks, True, True), emulated(run, blocks, True, True, backward=True))
 
 
 def test_a_missing_barrier_is_seen(compile_kernels: Any) -> None:

@@ -26,6 +26,10 @@ def prototype_loss(
     256 rows; both hold the prototypes once more in a packed form. Arithmetic is float32 (float64 if either
     tensor is float64), in runs of at most 256 terms; gradients of prototypes are float64 across such runs.
 
+    On a GPU the native form holds a tile of logits in registers. Its sums are float32 over all dimensions, over
+    4096 rows or classes of a gradient, and float64 beyond. Weights meet features and prototypes of one 16-bit
+    dtype as TensorFloat-32. A float32 vector longer than 1e19 counts as one that is not finite.
+
     Args:
         features: [B, N, D].
         labels: [B, N] int64.
@@ -42,7 +46,8 @@ def prototype_loss(
         any number of times in the reference.
 
     Raises:
-        ValueError: a label outside [0, C) that is not -100.
+        ValueError: a label outside [0, C) that is not -100. On a GPU, where the native form would have to wait
+            for the labels, such a row has a NaN loss and no gradient instead.
     """
     arguments = (features, labels, prototypes, class_mask, temperature, normalise, tf32)
     if chosen("prototype_loss", features.device) == "reference":
