@@ -49,7 +49,10 @@ class Block {
       : order_(order), body_(std::move(body)), fibres_(static_cast<std::size_t>(threads)) {
     if (threads % kWarp != 0) fail("a block must hold whole warps");
     exchange_.resize(2 * fibres_.size());
-    for (Fibre& fibre : fibres_) fibre.stack.reset(new char[kStackBytes]);
+    // Blocks follow one another, so they share their stacks.
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (stacks.size() < fibres_.size()) stacks.emplace_back(new char[kStackBytes]);
+    for (std::size_t i = 0; i < fibres_.size(); ++i) fibres_[i].stack = stacks[i].get();
   }
 
   static Block& current() { return *current_block(); }
@@ -60,7 +63,7 @@ class Block {
     current_block() = this;
     for (Fibre& fibre : fibres_) {
       getcontext(&fibre.context);
-      fibre.context.uc_stack.ss_sp = fibre.stack.get();
+      fibre.context.uc_stack.ss_sp = fibre.stack;
       fibre.context.uc_stack.ss_size = kStackBytes;
       fibre.context.uc_link = nullptr;
       makecontext(&fibre.context, &Block::enter, 0);
@@ -101,7 +104,7 @@ class Block {
   enum class State { kReady, kAtBlock, kAtWarp, kDone };
   struct Fibre {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    char* stack = nullptr;
     void* fake_stack = nullptr;
     State state = State::kDone;
     unsigned exchanges = 0;
@@ -159,7 +162,7 @@ class Block {
       any = true;
 #if defined(__SANITIZE_ADDRESS__)
       void* fake_stack = nullptr;
-      __sanitizer_start_switch_fiber(&fake_stack, fibre.stack.get(), kStackBytes);
+      __sanitizer_start_switch_fiber(&fake_stack, fibre.stack, kStackBytes);
       swapcontext(&scheduler_, &fibre.context);
       __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #else

@@ -143,9 +143,10 @@ def _compiled(
 
 @pytest.fixture(scope="session")
 def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``compile_kernels(primitive, sanitized, plans=())``: runs a case on the CPU by the bodies of its CUDA kernels.
+    """``compile_kernels(primitive, sanitized, plans=())``: the bodies of CUDA kernels on the CPU.
 
-    Sanitized, or without the barriers of blocks; ``plans`` names further primitives whose plans it needs.
+    Sanitized, or without the barriers of blocks; ``plans`` names further primitives whose plans it needs. It
+    takes the parts of a case and returns what the program wrote.
     """
 
     def compiled(name: str, sanitized: bool, plans: tuple[str, ...] = ()) -> Any:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
+CHIPS = ["80", "90a", "100"]
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.glob("*/*_launch.cu"))
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -39,12 +43,25 @@ def test_there_are_kernels() -> None:
     assert [f"{name}/{name}_launch.cu" for name in primitives] == SOURCES
 
 
-@pytest.mark.parametrize("chip", ["80", "90a", "100"])
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Future[str]]]:
+    """Of every source for every chip, what ``ptxas -v`` will say: they compile side by side."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def report(source: str, chip: str) -> str:
+        target = f"-gencode=arch=compute_{chip},code=sm_{chip}"
+        cubin = folder / f"{Path(source).stem}_{chip}.cubin"
+        return nvcc(source, "-cubin", target, "-Xptxas", "-v", "-o", str(cubin))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {(source, chip): pool.submit(report, source, chip) for chip in CHIPS for source in SOURCES}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_kernel_spills(source: str, chip: str, tmp_path: Path) -> None:
-    target = f"-gencode=arch=compute_{chip},code=sm_{chip}"
-    report = nvcc(source, "-cubin", target, "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
-    spilled = spilled_bytes(report)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_no_kernel_spills(source: str, chip: str, reports: dict[tuple[str, str], Future[str]]) -> None:
+    spilled = spilled_bytes(reports[source, chip].result())
     assert spilled
     assert {kernel: count for kernel, count in spilled.items() if count > 0} == {}
 

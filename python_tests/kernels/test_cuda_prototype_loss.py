@@ -17,8 +17,8 @@ from mmfl_fast.kernels.prototype_loss import prototype_loss
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_in_fresh_memory", "_native")]
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# Around the tiles (64 rows, 64 or 32 classes), the slabs (16, 32 or 64 dimensions) and the chunks (64 or 128),
-# then several splits of each side.
+# Around the tiles (64 rows, 64 or 32 classes), the slabs (16, 32 or 64 dimensions) and the chunks (64 or
+# 128), then several splits of each side.
 SHAPES = [(1, 1, 1), (2, 15, 2), (63, 64, 65), (65, 129, 33), (131, 257, 16), (64, 384, 1000), (5000, 40, 10)]
 
 

@@ -95,7 +95,7 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     return (2e-6, 0) if dtype == torch.float32 else (2e-6, 5e-4 + torch.finfo(dtype).eps)
 
 
-# Around the tiles (64 rows, 64 or 32 classes), the slabs (16, 32 or 64 dimensions) and the chunks (64 or 128).
+# Around the tiles (64 rows, 64 or 32 classes), slabs (16, 32 or 64 dimensions) and chunks (64 or 128).
 @pytest.mark.parametrize(
     ("rows", "dims", "classes"), [(1, 1, 1), (5, 16, 2), (65, 33, 9), (9, 130, 70), (17, 65, 64)]
 )
