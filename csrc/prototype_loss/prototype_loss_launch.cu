@@ -2,6 +2,7 @@
 
 #include "common/cuda_launch.h"
 #include "prototype_loss/prototype_loss.cuh"
+#include "prototype_loss/prototype_loss_backward.cuh"
 #include "prototype_loss/prototype_loss_cuda.h"
 
 namespace mmfl {

@@ -1,7 +1,8 @@
-// Runs the kernels of prototype_loss.cuh on the CPU as prototype_loss_launch.cu would on a GPU: a case from
+// Runs the kernels of prototype_loss on the CPU as prototype_loss_launch.cu would on a GPU: a case from
 // stdin; loss and log_sum [B, N], then the gradients of features and prototypes, as doubles to stdout.
 #include "emulated_case.h"
 #include "prototype_loss/prototype_loss.cuh"
+#include "prototype_loss/prototype_loss_backward.cuh"
 
 namespace {
 
