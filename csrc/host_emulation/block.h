@@ -3,7 +3,8 @@
 // have arrived. Between two barriers the threads run one after the other, so a body that lacks a barrier
 // reads what nobody has written yet. Shared memory starts as NaN for that reason.
 //
-// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() do nothing, which a test needs to see it missed.
+// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() do nothing, which a test needs to see it missed: in
+// the launch whose number the environment variable of that name gives, or in all.
 #pragma once
 
 #include <ucontext.h>
@@ -41,6 +42,21 @@ enum class Order { kForward, kBackward };
 [[noreturn]] inline void fail(const char* message) {
   std::fprintf(stderr, "emulation: %s\n", message);
   std::exit(3);
+}
+
+// Of the launch that runs, counted from 0.
+inline int& launch_number() {
+  static int number = -1;
+  return number;
+}
+
+inline bool lacks_block_barrier() {
+#if defined(MMFL_EMULATE_WITHOUT_BLOCK_BARRIER)
+  static const char* const number = std::getenv("MMFL_EMULATE_WITHOUT_BLOCK_BARRIER");
+  return number == nullptr || std::atoi(number) == launch_number();
+#else
+  return false;
+#endif
 }
 
 class Block {
@@ -207,6 +223,7 @@ class Block {
 // with `shared` filled with NaN before each block.
 template <typename Shared, typename Body>
 void run_grid(std::int64_t grid_x, std::int64_t grid_y, int threads, Order order, Body body) {
+  ++launch_number();
   std::unique_ptr<Shared> shared(new Shared);
   Block block(threads, order, [&] { body(*shared); });
   for (std::int64_t i = 0; i < grid_x * grid_y; ++i) {
@@ -229,9 +246,7 @@ inline std::int64_t block_x() { return emulation::Block::current().x(); }
 inline std::int64_t block_y() { return emulation::Block::current().y(); }
 
 inline void sync_block() {
-#if !defined(MMFL_EMULATE_WITHOUT_BLOCK_BARRIER)
-  emulation::Block::current().sync_block();
-#endif
+  if (!emulation::lacks_block_barrier()) emulation::Block::current().sync_block();
 }
 
 template <typename T>

@@ -131,8 +131,12 @@ def _compiled(
         check=True,
     )  # fmt: skip
 
-    def run(*parts: int | float | bytes | Tensor | None) -> npt.NDArray[np.float64]:
+    def run(
+        *parts: int | float | bytes | Tensor | None, without_barrier: int | None = None
+    ) -> npt.NDArray[np.float64]:
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        if without_barrier is not None:
+            environment["MMFL_EMULATE_WITHOUT_BLOCK_BARRIER"] = str(without_barrier)
         case = b"".join(_packed(part) for part in parts)
         done = subprocess.run([program], input=case, capture_output=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr.decode()
@@ -145,8 +149,9 @@ def _compiled(
 def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """``compile_kernels(primitive, sanitized, plans=())``: the bodies of CUDA kernels on the CPU.
 
-    Sanitized, or without the barriers of blocks; ``plans`` names further primitives whose plans it needs. It
-    takes the parts of a case and returns what the program wrote.
+    Sanitized, or able to do ``without_barrier``, which is the number of a launch, the barriers of its blocks;
+    ``plans`` names further primitives whose plans it needs. It takes the parts of a case and returns what the
+    program wrote.
     """
 
     def compiled(name: str, sanitized: bool, plans: tuple[str, ...] = ()) -> Any:
@@ -156,3 +161,37 @@ def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return _compiled(tmp_path_factory.mktemp(name), name, *options, plans=plans)
 
     return compiled
+
+
+@pytest.fixture
+def launches_with_barriers() -> Any:
+    """``launches_with_barriers(program, case, launches)``: those that go wrong without their barriers.
+
+    ``case(run)`` calls ``run`` once; ``program`` is not sanitized.
+    """
+
+    def outcome(program: Any, case: Callable[[Any], object], launch: int) -> npt.NDArray[np.float64]:
+        outputs = []
+
+        def run(*parts: Any) -> npt.NDArray[np.float64]:
+            outputs.append(program(*parts, without_barrier=launch))
+            return outputs[0]
+
+        case(run)
+        return outputs[0]
+
+    def missed(program: Any, case: Callable[[Any], object], launches: int) -> list[int]:
+        whole = outcome(program, case, -1)
+        assert np.isfinite(whole).all()
+        found = []
+        for launch in range(launches):
+            try:
+                same = np.array_equal(outcome(program, case, launch), whole)
+            except AssertionError:
+                # The program died of what nobody had written yet.
+                same = False
+            if not same:
+                found.append(launch)
+        return found
+
+    return missed
