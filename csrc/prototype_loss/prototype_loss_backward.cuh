@@ -307,6 +307,14 @@ struct LossGradient {
       next_slab = 0;
       ++next_tile;
     };
+    const auto step = [&](auto multiply) {
+      const bool more = next_tile < end_tile;
+      if (more) load();
+      multiply();
+      buffer ^= 1;
+      if (more) write(buffer);
+      sync_block();
+    };
     if (first_tile < end_tile) {
       load();
       write(0);
@@ -318,22 +326,13 @@ struct LossGradient {
       if (tile + 1 < end_tile) describe_others(tile + 1);
       Scores<E, kPanels, kTf32> scores;
       scores.clear();
-      for (std::int64_t slab = 0; slab < depth + slabs; ++slab) {
-        const bool more = next_tile < end_tile;
-        if (more) load();
-        if (slab < depth) {
-          scores.add(shared.own[buffer], own, shared.others[buffer], live);
-        } else {
-          if (slab == depth && live > 0 && of_features) weigh<true>(tile, live, scores);
-          if (slab == depth && live > 0 && !of_features) weigh<false>(tile, live, scores);
+      for (std::int64_t slab = 0; slab < depth; ++slab)
+        step([&] { scores.add(shared.own[buffer], own, shared.others[buffer], live); });
+      if (live > 0 && of_features) weigh<true>(tile, live, scores);
+      if (live > 0 && !of_features) weigh<false>(tile, live, scores);
 #pragma unroll
-          for (int q = 0; q < kSlabs; ++q)
-            if (slab - depth == q) add_others(shared.others[buffer], live, scores, sums[q]);
-        }
-        buffer ^= 1;
-        if (more) write(buffer);
-        sync_block();
-      }
+      for (int q = 0; q < kSlabs; ++q)
+        if (q < slabs) step([&] { add_others(shared.others[buffer], live, scores, sums[q]); });
     }
     if (side.splits == 1) {
       each([&](int row, int dim, int half, const T(&values)[kColumns<T>]) {
