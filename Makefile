@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench gpu-check dist clean
+.PHONY: demo test lint bench m3fed-tables gpu-check dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -18,6 +18,15 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/mmfl-fast bench ops
+
+# Tables 2 and 4 of M3Fed on the federation for two cores. Interrupted, it goes on where it was.
+TABLES := runs/m3fed-tables
+SEEDS  ?= 3
+
+m3fed-tables: $(VENV)/.installed
+	$(BIN)/mmfl-fast compare local fedavg cross-fedavg meta-har mat-fl mcarn fedmsplit m3fed \
+	  m3fed,clustering=none m3fed,mixing=none m3fed,projection=false \
+	  --preset m3fed-five-cpu --alpha 1,0.4 --seeds $(SEEDS) --out $(TABLES) --resume
 
 # With the machine's own Python and torch. PYTHONSAFEPATH keeps this folder from hiding what is installed.
 GPU_JSON ?= gpu.json

@@ -21,10 +21,15 @@ from rich.table import Table
 import mmfl_fast
 from mmfl_fast import algorithms, data
 from mmfl_fast.experiments import presets
-from mmfl_fast.experiments.compare import CellError, UnequalEffortError, compare
+from mmfl_fast.experiments.compare import CellError, compare
+from mmfl_fast.experiments.fairness import UnfairComparisonError
+from mmfl_fast.experiments.plan import Axis, Method, Plan
+from mmfl_fast.experiments.recorded_comparison import read_comparison
 from mmfl_fast.experiments.report import write_comparison_report, write_run_report
 from mmfl_fast.experiments.run import run
-from mmfl_fast.experiments.tables import accuracy_table, print_table, write_tables
+from mmfl_fast.experiments.scores import ACCURACY, score_table
+from mmfl_fast.experiments.table_files import write_tables
+from mmfl_fast.experiments.table_text import print_table
 from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError
 from mmfl_fast.kernels import extension
 from mmfl_fast.kernels.backend import backends
@@ -36,7 +41,7 @@ _EXPECTED = (
     RunDirectoryError,
     CheckpointError,
     DivergedError,
-    UnequalEffortError,
+    UnfairComparisonError,
 )
 # What typer makes of Ctrl-C.
 _INTERRUPTED = 130
@@ -115,17 +120,46 @@ def run_command(
         resume=resume,
         described={**chosen.described(), "command": _command()},
     )
-    print_table(accuracy_table({chosen.algorithm: {chosen.seed: result.final}}))
+    print_table(score_table({chosen.algorithm: {chosen.seed: result.final}}, ACCURACY))
     _tell(f"report: {write_run_report(folder)}")
 
 
 @app.command("compare")
 def compare_command(
-    methods: Annotated[list[str], typer.Argument(help=f"Algorithms: {', '.join(algorithms.names())}")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"Algorithms ({', '.join(algorithms.names())}), each with options of its own if you like: "
+            "`m3fed,clustering=none,mixing=none`."
+        ),
+    ],
     preset: Annotated[
         str, typer.Option(help=f"A preset ({', '.join(presets.preset_names())}) or a path ending in .yaml")
     ],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from the preset's.")] = 3,
+    alpha: Annotated[
+        str | None,
+        typer.Option(metavar="V1,V2,...", help="Label skews, as `--over data.alpha=V1,V2,...`."),
+    ] = None,
+    data_names: Annotated[
+        str | None,
+        typer.Option("--data", metavar="NAME,...", help="Data sets, as `--over data.name=NAME,...`."),
+    ] = None,
+    over: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
+        typer.Option(
+            metavar="KEY=V1,V2,...",
+            help="Sweep: everything at every value; repeatable for all combinations. Any key of --set, "
+            "such as `lambda`, `clusters`, `local_epochs` or `data.scale`, which multiplies the clients.",
+        ),
+    ] = None,
+    allow_unequal: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="METHOD",
+            help="Let a method differ in optimiser steps, rows or model; the tables then tell the steps.",
+        ),
+    ] = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted comparison.")] = False,
     out: Annotated[
@@ -134,22 +168,41 @@ def compare_command(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per core.")] = None,
 ) -> None:
-    """Compare methods over seeds: mean ± standard deviation per data set, curves and a report.
+    """Compare methods over seeds and settings: tables with tests, curves, sweeps and a report.
 
-    Every method gets the same partition, start, batches and number of optimiser steps per seed.
+    Every method gets the same partition, model, start, batches and number of optimiser steps per seed, or the
+    comparison is refused.
 
-    Example:
+    Examples:
       mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
+
+      mmfl-fast compare m3fed m3fed,clustering=none --preset demo --alpha 1,0.4
+
+      mmfl-fast compare m3fed --preset demo --over lambda=0,0.3,0.6 --over clusters=2,4
     """
     chosen = presets.load_experiment(preset, settings or [])
+    dealt = "data" if chosen.dirichlet is None else "dirichlet"
+    shorthands = {"data.name": data_names, f"{dealt}.alpha": alpha}
+    swept = [f"{key}={values}" for key, values in shorthands.items() if values is not None] + (over or [])
+    plan = Plan(
+        preset=preset,
+        changes=tuple(settings or []),
+        methods=tuple(map(Method.parse, methods)),
+        seeds=tuple(chosen.seed + i for i in range(seeds)),
+        axes=tuple(map(Axis.parse, swept)),
+        unequal=tuple(allow_unequal or []),
+        command=_command(),
+    )
     folder = _out(out, f"compare-{Path(preset).stem}", resume)
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise RunDirectoryError(f"{folder} is not empty: finish it with --resume or choose another folder")
-    numbers = [chosen.seed + i for i in range(seeds)]
-    results = compare(chosen, methods, numbers, folder, jobs=jobs)
-    print_table(accuracy_table(results))
-    write_tables(results, folder)
-    _tell(f"report: {write_comparison_report(folder, methods, numbers, command=_command())}")
+    compare(plan, folder, jobs=jobs)
+    tables = read_comparison(folder).all_tables
+    for table in tables:
+        if table.metric == ACCURACY:
+            print_table(table)
+    write_tables(tables, folder)
+    _tell(f"report: {write_comparison_report(folder)}")
 
 
 @app.command("report")

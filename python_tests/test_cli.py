@@ -9,8 +9,10 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+import mmfl_fast
 from mmfl_fast.benches import mix, ops
 from mmfl_fast.cli import main
+from mmfl_fast.experiments.presets import load_experiment
 
 TINY = [
     f"--set={s}" for s in ("width=8", "operator_rows=4", "layers=1", "local_epochs=1", "checkpoint_every=1")
@@ -98,29 +100,65 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
         assert tensor.numpy().tobytes() == states[1][name].numpy().tobytes(), name
 
 
-def test_compare_prints_a_table_and_can_be_finished_later(tmp_path):
+def test_compare_prints_tables_and_can_be_finished_later(tmp_path):
     arguments = [
         "compare",
         "local",
-        "m3fed",
+        "m3fed,lambda=0.3",
         "--preset=demo",
         "--seeds=2",
+        "--alpha=1,0.4",
         "--set=rounds=2",
         *TINY,
         "--out=both",
     ]
     done = mmfl(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"local.*\d+\.\d+ ± \d+\.\d+", done.stdout)
-    assert (tmp_path / "both" / "report.html").exists()
-    assert list((tmp_path / "both").glob("*.csv"))
-    assert list((tmp_path / "both").glob("*.md"))
+    assert len(re.findall(r"local.*\d+\.\d+ ± \d+\.\d+", done.stdout)) == 2
+    assert "data.alpha=0.4" in done.stdout
+    assert re.search(r"8 of 8 runs, 16 of 16 rounds \(100 %\)", done.stderr)
+    out = tmp_path / "both"
+    written = {"comparison.yaml", "report.html", "tables.md", "tables.tex", "scores.csv", "summary.csv"}
+    assert written <= {p.name for p in out.iterdir()}
+    assert (out / "data.alpha=0.4" / "report.html").exists()
     refused = mmfl(*arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    finished = mmfl(*arguments, "--resume", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == done.stdout
+    (out / "report.html").unlink()
+    assert mmfl("report", "both", cwd=tmp_path).returncode == 0
+    assert "local" in (out / "report.html").read_text()
+
+
+def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
+    rounds = "--set=rounds=40"
+    arguments = ["compare", "local", "m3fed", "--preset=demo", "--seeds=1", "--jobs=1", rounds, *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmfl_fast", *arguments, "--out=killed"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "killed" / "m3fed" / "seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None, "the comparison ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = tmp_path / "killed" / "local" / "seed-0" / "result.json"
+    before = finished.read_text()
+    assert not (metrics.parent / "result.json").exists()
+
+    done = mmfl(*arguments, "--out=killed", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert finished.read_text() == before
+    alone = load_experiment("demo", ["rounds=40", *(option.removeprefix("--set=") for option in TINY)])
+    for method in ("local", "m3fed"):
+        options = alone.options_of(method)
+        whole = mmfl_fast.run(alone.federation(0), method, rounds=40, config=options, progress=False)
+        resumed = json.loads((tmp_path / "killed" / method / "seed-0" / "result.json").read_text())
+        assert resumed["per_client"] == whole.final["per_client"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +171,16 @@ def test_compare_prints_a_table_and_can_be_finished_later(tmp_path):
         (["run", "demo", "--resume"], "there is no run under"),
         (["data", "check", "mnst"], "did you mean 'mnist'"),
         (["report", "nowhere[bold]"], "nowhere[bold] is not a folder"),
+        (["report", "."], "comparison.yaml is missing"),
+        (["compare", "m3fd", "--preset=demo"], "unknown algorithm 'm3fd'; did you mean 'm3fed'"),
+        (["compare", "m3fed,lamda=1", "--preset=demo"], "unknown config key 'lamda'; did you mean 'lambda'"),
+        (["compare", "m3fed", "--preset=demo", "--over=lamda=0,1"], "unknown config key 'lamda'"),
+        (["compare", "m3fed", "--preset=demo", "--alpha=much"], "alpha must be a number, got 'much'"),
+        (["compare", "m3fed", "--preset=demo", "--data=demo,mnst"], "did you mean 'mnist'"),
+        (
+            ["compare", "local", "m3fed,local_epochs=1", "--preset=demo"],
+            "in a round: local takes",
+        ),
         (["bench", "ops", "--only=K=17"], "--only 'K=17' is in the name of no case; the cases are"),
         (["bench", "ops", "--only=K=17"], "weighted_mean K=64 P=1e+06"),
         (["bench", "ops", "--json=absent/ops.json"], "absent/ops.json"),

@@ -1,77 +1,52 @@
-"""Several methods over several seeds: cells that run side by side and survive a kill."""
+"""All cells of a comparison: they run side by side, survive a kill, and are refused if they are unfair."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from mmfl_fast.experiments.compare_progress import CompareProgress
+from mmfl_fast.experiments.fairness import refuse_unequal_plans, refuse_unequal_runs
+from mmfl_fast.experiments.plan import Cell, Plan, Setting, cell_folder
 from mmfl_fast.experiments.presets import Experiment
 from mmfl_fast.experiments.run import run
-
-Results = dict[str, dict[int, dict[str, Any]]]
-
-
-class UnequalEffortError(RuntimeError):
-    """Methods of a comparison did not take the same optimiser steps over the same number of rows."""
 
 
 class CellError(RuntimeError):
     """A cell of a comparison failed: the message names it, the cause is the cell's own error, if known."""
 
 
-def compare(
-    experiment: Experiment,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    jobs: int | None = None,
-    progress: bool | None = None,
-) -> Results:
-    """Run every method with every seed.
+def compare(plan: Plan, out: Path, *, jobs: int | None = None, progress: bool | None = None) -> None:
+    """Run every method in every setting with every seed.
 
-    A cell is the run directory ``out/<method>/seed-<seed>``. Cells that are complete are not run again and
-    interrupted ones continue from their checkpoint, so calling this again after a kill finishes the rest.
+    Cells that are complete are not trained again and interrupted ones continue from their checkpoint, so
+    calling this again after a kill finishes the rest.
 
     Args:
-        experiment: data, rounds and options.
-        methods: names of algorithms.
-        seeds: each gives every method the same partition, initialisation and batches.
+        plan: what to run; it is kept in ``out``.
         out: folder of the comparison.
         jobs: cells at a time; default one per core on a CPU, one on a GPU.
-        progress: show a bar; None shows it on a terminal.
-
-    Returns:
-        Method -> seed -> content of the cell's ``result.json``.
+        progress: None shows a bar on a terminal and a line per minute elsewhere; False shows nothing.
 
     Raises:
-        ValueError: unknown method or option, or a method named twice.
+        ValueError: unknown method or option, or a value that does not fit.
+        FileNotFoundError: a file of the data is not there; says how to get it.
+        UnfairComparisonError: the methods differ in model, data or effort; mostly before anything has run.
         CellError: a cell failed, and the others were stopped.
-        UnequalEffortError: the methods' optimiser steps or rows seen differ; says by how much.
     """
-    if len(set(methods)) < len(methods):
-        raise ValueError(f"methods: each may be named once; got {', '.join(methods)}")
-    experiment.refuse_unknown_options(methods)
-    cells = [(method, seed) for seed in seeds for method in methods]
+    experiments = {setting: plan.experiment(setting) for setting in plan.settings}
+    for experiment in experiments.values():
+        federation = experiment.federation(plan.seeds[0])
+        refuse_unequal_plans(experiment, plan.methods, federation, plan.unequal)
+    plan.write(out)
+    cells = list(plan.cells)
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     jobs = min(jobs, len(cells))
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -82,11 +57,11 @@ def compare(
         jobs, mp_context=context, initializer=_start_worker, initargs=(threads,)
     ) as pool:
         futures = {
-            pool.submit(run_cell, experiment, method, seed, cell_folder(out, method, seed)): (method, seed)
-            for method, seed in cells
+            pool.submit(run_cell, experiments[cell.setting], cell, cell_folder(out, cell)): cell
+            for cell in cells
         }
         try:
-            _watch(futures, lambda cell: _rounds_done(cell_folder(out, *cell)), experiment.rounds, progress)
+            _watch(futures, experiments, out, progress)
         except BaseException:
             # A cell takes hours and can be killed at any instant: nobody waits for the ones under way.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -96,78 +71,70 @@ def compare(
             for worker in workers:
                 worker.join()
             raise
-    refuse_unequal_effort(out, methods, seeds)
-    return {m: {s: _result(cell_folder(out, m, s)) for s in seeds} for m in methods}
+    refuse_unfair(plan, out)
 
 
-def run_cell(experiment: Experiment, method: str, seed: int, folder: Path) -> None:
-    """Run one method with one seed in its folder, unless it is complete."""
+def refuse_unfair(plan: Plan, out: Path) -> None:
+    """Check what the finished runs of each setting and seed wrote down.
+
+    Raises:
+        UnfairComparisonError: data, clients, optimiser steps or rows differ; says by how much.
+    """
+    for setting in plan.settings:
+        for seed in plan.seeds:
+            folders = {m.label: cell_folder(out, Cell(setting, m, seed)) for m in plan.methods}
+            refuse_unequal_runs(folders, plan.unequal)
+
+
+def run_cell(experiment: Experiment, cell: Cell, folder: Path) -> None:
+    """Run one cell in its folder, unless it is complete."""
     run(
-        experiment.federation(seed),
-        method,
+        experiment.federation(cell.seed),
+        cell.method.algorithm,
         rounds=experiment.rounds,
-        seed=seed,
+        seed=cell.seed,
         out=folder,
-        config=experiment.options_of(method),
+        config=cell.method.options_in(experiment),
         resume=True,
         progress=False,
         described=experiment.described(),
     )
 
 
-def cell_folder(out: Path, method: str, seed: int) -> Path:
-    """Run directory of a cell."""
-    return out / method / f"seed-{seed}"
-
-
-def refuse_unequal_effort(out: Path, methods: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raise unless all methods took the same optimiser steps over as many rows, for every seed."""
-    for seed in seeds:
-        effort = {method: _effort(cell_folder(out, method, seed)) for method in methods}
-        if len(set(effort.values())) > 1:
-            told = ", ".join(f"{m}: {steps} steps, {rows} rows" for m, (steps, rows) in effort.items())
-            raise UnequalEffortError(f"seed {seed}: the methods did not work equally much ({told})")
-
-
 def _watch(
-    futures: dict[Future[None], tuple[str, int]],
-    rounds_done: Callable[[tuple[str, int]], int],
-    rounds: int,
-    progress: bool | None,
+    futures: dict[Future[None], Cell],
+    experiments: dict[Setting, Experiment],
+    out: Path,
+    show: bool | None,
 ) -> None:
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if progress is None else progress),
-    )
-    with bar:
-        task = bar.add_task("comparing", total=len(futures) * rounds)
+    total = {future: experiments[cell.setting].rounds for future, cell in futures.items()}
+    done = {future: _rounds_done(cell_folder(out, cell)) for future, cell in futures.items()}
+    with CompareProgress(len(futures), sum(total.values()), sum(done.values()), show) as progress:
         pending = set(futures)
         while pending:
-            done, pending = wait(pending, timeout=0.5)
-            for future in done:
-                _refuse_failed(future, *futures[future])
-            finished = len(futures) - len(pending)
-            bar.update(
-                task,
-                completed=sum(rounds_done(cell) for cell in futures.values()),
-                description=f"{finished} of {len(futures)} cells",
-            )
+            ended, pending = wait(pending, timeout=0.5)
+            for future in ended:
+                _refuse_failed(future, futures[future])
+                done[future] = total[future]
+            running = [future for future in pending if future.running()]
+            done.update({future: _rounds_done(cell_folder(out, futures[future])) for future in running})
+            told = [f"{_name(futures[f])} ({done[f]} of {total[f]})" for f in running if done[f]]
+            progress.update(len(futures) - len(pending), sum(done.values()), ", ".join(told))
 
 
-def _refuse_failed(future: Future[None], method: str, seed: int) -> None:
+def _refuse_failed(future: Future[None], cell: Cell) -> None:
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
         raise CellError(
             "a worker process was killed, perhaps for want of memory; finish with --resume, with fewer --jobs"
         )
     if error is not None:
-        raise CellError(f"{method} with seed {seed}: {error}") from error
+        raise CellError(f"{_name(cell)}: {error}") from error
+
+
+def _name(cell: Cell) -> str:
+    where = f" at {cell.setting.label}" if cell.setting.values else ""
+    return f"{cell.method.label} with seed {cell.seed}{where}"
 
 
 def _start_worker(threads: int) -> None:
@@ -186,21 +153,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def _rounds_done(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _effort(folder: Path) -> tuple[int, int]:
-    lines = _metrics(folder)
-    return sum(line["optimiser_steps"] for line in lines), sum(line["samples_seen"] for line in lines)
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return content

@@ -106,7 +106,7 @@ def load_experiment(source: str, changes: Iterable[str] = ()) -> Experiment:
     Args:
         source: name of a preset, or path of a ``.yaml`` file.
         changes: ``rounds=3``, ``data.alpha=0.4``, or a bare option of the engine or algorithm like
-            ``lambda=0.3``. Values are YAML.
+            ``lambda=0.3``, which also replaces what the file says for one method. Values are YAML.
 
     Raises:
         ValueError: no such preset (with the nearest name), not YAML, an unknown key, or a value that does
@@ -114,6 +114,8 @@ def load_experiment(source: str, changes: Iterable[str] = ()) -> Experiment:
         FileNotFoundError: the path does not exist.
     """
     content = _mapping(yaml_text(source), source)
+    changes = list(changes)
+    _give_way(content, {change.partition("=")[0] for change in changes})
     for change in changes:
         _apply(content, change)
     refuse_unknown(content, option_names(Experiment), f"key in {source}")
@@ -128,6 +130,18 @@ def yaml_text(source: str) -> str:
     if source not in known:
         raise ValueError(f"unknown preset {source!r}{suggestion(source, known)}, or a path ending in .yaml")
     return (resources.files("mmfl_fast") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """The value that a person typed.
+
+    Raises:
+        ValueError: it is not YAML; ``where`` begins the message.
+    """
+    try:
+        return _yaml(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{where}: {text!r} is not a YAML value") from None
 
 
 def _applied(
@@ -164,14 +178,22 @@ def _mapping(text: str, source: str) -> dict[str, Any]:
     return dict(content)
 
 
+def _give_way(content: dict[str, Any], keys: set[str]) -> None:
+    """Take the keys that a person gives for all methods out of what the file says for one."""
+    methods = content.get("methods")
+    if not isinstance(methods, Mapping):
+        return
+    content["methods"] = {
+        name: {k: v for k, v in own.items() if k not in keys} if isinstance(own, Mapping) else own
+        for name, own in methods.items()
+    }
+
+
 def _apply(content: dict[str, Any], change: str) -> None:
     key, sign, text = change.partition("=")
     if not sign or not key:
         raise ValueError(f"--set takes key=value; got {change!r}")
-    try:
-        value = _yaml(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {key}: {text!r} is not a YAML value") from None
+    value = yaml_value(text, f"--set {key}")
     top, _, rest = key.partition(".")
     if rest:
         if top not in ("data", "dirichlet", "missing", "config", "methods"):

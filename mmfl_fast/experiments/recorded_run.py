@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,32 @@ class RecordedRun:
         return self.result or next((line for line in reversed(self.history) if "accuracy" in line), None)
 
     @property
+    def measured(self) -> dict[str, Any] | None:
+        """The result, and what the rounds cost, in the form that score tables take; None without a result.
+
+        ``client_pass`` is the median over rounds of the seconds that a client's round took, also per data
+        set; NaN in runs that did not measure it. ``steps_per_client`` is the mean over clients and rounds.
+        """
+        if self.result is None:
+            return None
+        timed = [line["seconds"] for line in self.history if "client_pass" in line["seconds"]]
+        by_dataset = [seconds["client_pass_per_dataset"] for seconds in timed]
+        per_dataset = {
+            name: {
+                **scores,
+                "client_pass": _median([seconds[name] for seconds in by_dataset if name in seconds]),
+            }
+            for name, scores in self.result["per_dataset"].items()
+        }
+        return {
+            **self.result,
+            "per_dataset": per_dataset,
+            "client_pass": _median([t["client_pass"] for t in timed]),
+            "steps_per_client": sum(line["optimiser_steps"] for line in self.history)
+            / sum(line["clients"] for line in self.history),
+        }
+
+    @property
     def names(self) -> list[str]:
         """Client names."""
         return [c["name"] for c in self.clients]
@@ -65,9 +93,31 @@ class RecordedRun:
         return [c["dataset"] for c in self.clients]
 
     @property
+    def modalities(self) -> list[str]:
+        """Modalities of each client, as one label."""
+        return [" + ".join(c["modalities"]) or "no modality" for c in self.clients]
+
+    @property
     def groups(self) -> list[str]:
         """Data set and modalities of each client, as one label."""
-        return [f"{c['dataset']} ({' + '.join(c['modalities']) or 'no modality'})" for c in self.clients]
+        return [f"{dataset} ({held})" for dataset, held in zip(self.datasets, self.modalities, strict=True)]
+
+    def similarities(self) -> dict[int, NDArray[Any]]:
+        """Round -> similarity ``[K, K]`` of the clients after it, for the rounds that kept one.
+
+        Raises:
+            ReportError: a file is damaged or of other clients; names it.
+        """
+        found = {}
+        for file in sorted((self.path / "similarity").glob("round-*.safetensors")):
+            number = int(file.stem.removeprefix("round-"))
+            # A resumed run computes the rounds after its checkpoint again: until then they do not count.
+            if number <= len(self.history):
+                found[number] = _tensors(file, ("similarity",))["similarity"]
+                if found[number].shape != (len(self.clients),) * 2:
+                    got = list(found[number].shape)
+                    raise ReportError(f"{file}: expected {len(self.clients)} clients; got {got}")
+        return found
 
 
 def read_run(run_dir: Path) -> RecordedRun:
@@ -79,14 +129,19 @@ def read_run(run_dir: Path) -> RecordedRun:
     config_file, metrics_file = run_dir / "config.yaml", run_dir / "metrics.jsonl"
     clients_file, result_file = run_dir / "clients.json", run_dir / "result.json"
     config = _with_keys(_yaml(config_file), ("algorithm", "rounds", "seed"), config_file)
-    history = [
-        _with_keys(_json(line, where), ("round", "train_loss", "seconds", *COUNTED), where)
-        for where, line in _lines(metrics_file)
-    ]
     clients = [
         _with_keys(client, ("name", "dataset", "modalities", "train", "test"), clients_file)
         for client in _json(_text(clients_file), clients_file)
     ]
+    history = []
+    for where, text in _lines(metrics_file):
+        needed = ("round", "clients", "train_loss", "seconds", *COUNTED)
+        line = _with_keys(_json(text, where), needed, where)
+        clusters = line.get("clusters")
+        if clusters is not None and len(clusters) != len(clients):
+            told = f"clusters of {len(clusters)} clients, {clients_file} has {len(clients)}"
+            raise ReportError(f"{where} is damaged: {told}")
+        history.append(line)
     result = None
     if result_file.exists():
         keys = ("accuracy", "macro_f1", "per_dataset", "per_client", "rounds")
@@ -108,12 +163,20 @@ def _newest_state(folder: Path) -> tuple[dict[str, NDArray[Any]], int | None]:
     file = checkpoints[-1] / "state.safetensors"
     if not file.exists():
         raise ReportError(f"{file} is missing")
+    return _tensors(file, _PICTURED), int(checkpoints[-1].name.removeprefix("round-"))
+
+
+def _tensors(file: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Those of the names that the file has."""
     try:
         with safe_open(file, framework="numpy") as tensors:
-            state = {name: tensors.get_tensor(name) for name in _PICTURED if name in tensors.keys()}  # noqa: SIM118
+            return {name: tensors.get_tensor(name) for name in names if name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ReportError(f"{file} is damaged: {error}") from error
-    return state, int(checkpoints[-1].name.removeprefix("round-"))
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def _text(path: Path) -> str:

@@ -203,3 +203,13 @@ class Algorithm:
         """Plain numbers and lists of the algorithm's own for ``metrics.jsonl``."""
         del state
         return {}
+
+    def similarity(self, state: Any) -> Tensor | None:
+        """How alike the K clients of the federation were in the last round, for the report.
+
+        Returns:
+            Floating ``[K, K]`` in [0, 1], 0.5 for unrelated, NaN for who did not take part; None if the
+            algorithm compares no clients.
+        """
+        del state
+        return None

@@ -98,9 +98,14 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
         kept = _complete(folder)
         where = f"the last complete one is {kept[-1]}" if kept else "there is no earlier one"
         raise CheckpointError(f"checkpoint {final} could not be written ({error}); {where}") from error
-    for old in _complete(folder)[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    keep_newest(folder, _KEPT)
     return final
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all checkpoints but the newest ones."""
+    for old in _complete(folder)[:-count]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_checkpoint(folder: Path, template: AnyState) -> tuple[AnyState, dict[str, Any]] | None:

@@ -10,11 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import save
+from torch import Tensor
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import State
-from mmfl_fast.federation.checkpoints import AnyState, CheckpointError, read_checkpoint, write_checkpoint
+from mmfl_fast.federation.checkpoints import (
+    AnyState,
+    CheckpointError,
+    keep_newest,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 # A run may be continued for longer and by another command line; everything else fixes its numbers.
 _MAY_CHANGE = {"rounds", "command"}
@@ -126,6 +135,13 @@ class RunDirectory:
         with _naming(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def keep_similarity(self, number: int, similarity: Tensor) -> None:
+        """Write ``similarity/round-<number>.safetensors``: float16 ``[K, K]``, enough for a picture."""
+        folder = self.path / "similarity"
+        folder.mkdir(exist_ok=True)
+        content = save({"similarity": similarity.detach().to("cpu", torch.float16).contiguous()})
+        write_atomically(folder / f"round-{number:06d}.safetensors", content)
+
     def checkpoint(self, rounds_done: int, state: State) -> None:
         """Keep the state so that a resumed run continues from here."""
         meta = {"metrics_bytes": self._metrics.stat().st_size}
@@ -134,6 +150,8 @@ class RunDirectory:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``; its presence says that the run is complete."""
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        # One is enough to go on for longer; a comparison has many runs, each with every client's model.
+        keep_newest(self._checkpoints, 1)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

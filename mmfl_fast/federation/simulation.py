@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -112,6 +113,9 @@ def simulate(
             lines.append(line)
             if directory is not None:
                 directory.append_metrics(line)
+                similarity = algorithm.similarity(state) if "accuracy" in line else None
+                if similarity is not None:
+                    directory.keep_similarity(number + 1, similarity)
                 if last or (number + 1) % engine.checkpoint_every == 0:
                     directory.checkpoint(number + 1, state)
             bar.advance(line)
@@ -158,7 +162,7 @@ class _Run:
         engine = self._engine
         clients = sample_clients(self._federation.clients, engine.participation, number, self._seed)
         starts = [self._algorithm.broadcast(state, c) for c in clients]
-        results = self._train(clients, starts, number)
+        results, passes = self._train(clients, starts, number)
         self._refuse_diverged(clients, results, number)
         trained = time.perf_counter()
 
@@ -189,7 +193,12 @@ class _Run:
                 for s in starts
             ),
             **self._algorithm.metrics(state),
-            "seconds": {"clients": trained - began, "server": ended - trained},
+            "seconds": {
+                "clients": trained - began,
+                "server": ended - trained,
+                "client_pass": fmean(passes),
+                "client_pass_per_dataset": _means_per_dataset(clients, passes),
+            },
         }
         return state, line
 
@@ -204,19 +213,32 @@ class _Run:
     def close(self) -> None:
         self._workers.close()
 
-    def _train(self, clients: list[Client], starts: list[ClientState], number: int) -> list[LocalResult]:
+    def _train(
+        self, clients: list[Client], starts: list[ClientState], number: int
+    ) -> tuple[list[LocalResult], list[float]]:
+        """Return what training made of each client, and the seconds it took."""
         chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
         phases = self._algorithm.client_phases()
 
-        def train(chunk: list[int]) -> list[LocalResult]:
-            return train_clients(
+        def train(chunk: list[int]) -> tuple[list[LocalResult], float]:
+            began = self._clock()
+            results = train_clients(
                 [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed
             )
+            return results, (self._clock() - began) / len(chunk)
 
-        by_position: dict[int, LocalResult] = {}
-        for chunk, results in zip(chunks, self._workers.map(train, chunks), strict=True):
-            by_position.update(zip(chunk, results, strict=True))
-        return [by_position[p] for p in range(len(clients))]
+        by_position: dict[int, tuple[LocalResult, float]] = {}
+        for chunk, (results, seconds) in zip(chunks, self._workers.map(train, chunks), strict=True):
+            by_position.update({p: (r, seconds) for p, r in zip(chunk, results, strict=True)})
+        trained = [by_position[p] for p in range(len(clients))]
+        return [result for result, _ in trained], [seconds for _, seconds in trained]
+
+    def _clock(self) -> float:
+        """Seconds: on a CPU of this thread's processor time, which other work here hardly changes."""
+        if self.device.type == "cpu":
+            return time.thread_time()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def _refuse_diverged(self, clients: list[Client], results: list[LocalResult], number: int) -> None:
         finite = torch.stack(
@@ -266,6 +288,13 @@ def move(federation: Federation, device: torch.device) -> Federation:
         for task in federation.tasks
     )
     return Federation(federation.name, tasks)
+
+
+def _means_per_dataset(clients: Sequence[Client], values: Sequence[float]) -> dict[str, float]:
+    members: dict[str, list[float]] = {}
+    for client, value in zip(clients, values, strict=True):
+        members.setdefault(client.task.name, []).append(value)
+    return {name: fmean(own) for name, own in members.items()}
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
 from PIL import Image
 
 from mmfl_fast.experiments import plots
+from mmfl_fast.experiments.scores import CLIENT_PASS, Score, ScoreTable
 
 
 def history(accuracies: list[float], **more: object) -> list[dict]:
@@ -230,3 +232,61 @@ def test_clusters_of_other_clients_are_refused() -> None:
 def test_scores_of_other_clients_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scores\['local'\]\[5\]: expected 2, one per client; got 1"):
         plots.accuracy_by_client({"local": {5: [0.5]}}, ["a", "b"])
+
+
+def scores(*values: list[float]) -> tuple[Score, ...]:
+    return tuple(Score(dict(enumerate(v))) for v in values)
+
+
+def test_sweep_draws_means_with_error_bars_of_one_std() -> None:
+    sweep = {
+        "m3fed": {0.6: scores([0.7, 0.9], [0.5]), 0.0: scores([0.4, 0.6], [0.3])},
+        "local": {0.0: scores([0.2, 0.2], [0.1]), 0.6: scores([float("nan")], [0.1])},
+    }
+    figure = plots.accuracy_over("lambda", sweep, ("digits", "all clients"))
+    digits, overall = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["digits", "all clients"]
+    assert overall.get_xlabel() == "lambda"
+    first, second = digits.containers
+    assert first.lines[0].get_ydata() == pytest.approx([50, 80])
+    assert first.lines[0].get_xdata() == pytest.approx([0, 0.6], abs=0.07)
+    assert second.lines[0].get_ydata() == pytest.approx([20])
+    std = 100 * np.std([0.7, 0.9], ddof=1)
+    bar = first.lines[2][0].get_segments()[1]
+    assert bar[:, 1] == pytest.approx([80 - std, 80 + std])
+    assert first.lines[0].get_xdata()[0] != second.lines[0].get_xdata()[0]
+    assert [label.get_text() for label in digits.get_xticklabels()] == ["0", "0.6"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["m3fed", "local"]
+    plots.png(figure)
+
+
+def test_bars_are_milliseconds_with_error_bars() -> None:
+    rows = {
+        m: tuple(Score({0: a, 1: 3 * a}, CLIENT_PASS) for a in values)
+        for m, values in (("local", (0.001, 0.002)), ("m3fed", (0.003, 0.004)))
+    }
+    figure = plots.client_pass_bars(ScoreTable(CLIENT_PASS, ("digits", "all clients"), rows, {}))
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "ms per client and round"
+    groups = [container for container in axes.containers if isinstance(container, BarContainer)]
+    heights = [[patch.get_height() for patch in bars] for bars in groups]
+    assert heights == [pytest.approx([2, 4]), pytest.approx([6, 8])]
+    first, second = (bars.patches[0] for bars in groups)
+    assert second.get_x() >= first.get_x() + first.get_width()
+    plots.png(figure)
+
+
+def test_agreement_is_drawn_up_to_one() -> None:
+    lines = [{"round": r, "adjusted_rand_index": a} for r, a in ((1, 0.2), (3, -0.1))]
+    others = {"local": {0: [{"round": 1}]}, "m3fed": {0: [{"round": 2}]}}
+    assert plots.agreement_by_round(others) is None
+    (axes,) = plots.agreement_by_round({**others, "m3fed": {0: [*lines, {"round": 4}]}}).axes
+    assert len(axes.lines) == 1
+    (text,) = axes.figure.legends[0].get_texts()
+    assert text.get_text() == "m3fed"
+    everyone = plots.train_loss_by_round({"local": {0: history([0.5])}, "m3fed": {0: history([0.6])}})
+    assert to_hex(axes.lines[0].get_color()) == to_hex(everyone.axes[0].lines[1].get_color())
+    assert axes.lines[0].get_ydata() == pytest.approx([0.2, -0.1])
+    low, high = axes.get_ylim()
+    assert low < -0.1
+    assert high >= 1

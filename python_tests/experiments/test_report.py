@@ -6,20 +6,18 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from mmfl_fast.experiments.report import (
-    ReportError,
-    read_run,
-    write_comparison_report,
-    write_run_report,
-)
+from mmfl_fast.experiments.plan import Axis, Method, Plan, cell_folder
+from mmfl_fast.experiments.recorded_run import ReportError, read_run
+from mmfl_fast.experiments.report import write_comparison_report, write_run_report
 
-VOID = {"meta", "img", "br", "link", "hr"}
+VOID = {"meta", "img", "br", "link", "hr", "input"}
 CLIENTS = [
     {"name": "digits/0", "dataset": "digits", "modalities": ["image"], "train": 30, "test": 10},
     {"name": "<b>", "dataset": "digits", "modalities": ["image"], "train": 50, "test": 12},
@@ -36,6 +34,10 @@ class Page(HTMLParser):
         self.images: list[dict] = []
         self.tags: set[str] = set()
         self.headings: list[str] = []
+        self.links: list[str] = []
+        self.films: list[dict] = []
+        self.scripts: list[str] = []
+        self._is_film = False
         self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
@@ -48,6 +50,11 @@ class Page(HTMLParser):
             self.images.append(dict(attrs))
         if tag == "h2":
             self.headings.append("")
+        if tag == "a":
+            self.links.append(dict(attrs)["href"])
+        if tag == "script":
+            assert "src" not in dict(attrs)
+            self._is_film = dict(attrs).get("type") == "application/json"
         if tag not in VOID:
             self._open.append(tag)
 
@@ -55,7 +62,12 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] == "script":
+            if self._is_film:
+                self.films.append(json.loads(data))
+            else:
+                self.scripts.append(data)
+        elif self._open and self._open[-1] != "style":
             self.text += f" {data}"
         if self._open and self._open[-1] == "h2":
             self.headings[-1] += data
@@ -99,8 +111,13 @@ def write_run(
             "samples_seen": 3400,
             "bytes_up": 2_500_000,
             "bytes_down": 1500,
-            "seconds": {"clients": 0.25, "server": 0.5},
-            **({"clusters": [0, 0, 1]} if state else {}),
+            "seconds": {
+                "clients": 0.25,
+                "server": 0.5,
+                "client_pass": 0.02 * number**2,
+                "client_pass_per_dataset": {"digits": 0.03 * number**2, "wine": 0.01},
+            },
+            **({"clusters": [0, 0, 1], "adjusted_rand_index": 0.25 * number} if state else {}),
             **scores,
         }
         for number in range(1, rounds + 1)
@@ -119,6 +136,10 @@ def write_run(
             "clusters": np.array([0, 0, 1]),
             "consensus": np.full((3, 3), 1 / 3),
         }
+        (folder / "similarity").mkdir()
+        for number in range(1, rounds + 1, 2):
+            shrunk = np.where(np.eye(3, dtype=bool), 1, 0.5 + (affinity - 0.5) / number).astype(np.float16)
+            save_file({"similarity": shrunk}, folder / "similarity" / f"round-{number:06d}.safetensors")
     save_file(tensors, checkpoint / "state.safetensors")
     return folder
 
@@ -167,7 +188,8 @@ def test_report_shows_every_plot_and_saves_it_beside(finished: Path) -> None:
     page = Page(finished / "report.html")
     saved = {path.name: path.read_bytes() for path in (finished / "plots").iterdir()}
     assert set(saved) == {
-        "accuracy.png", "train-loss.png", "clients.png", "similarity.png", "consensus.png", "clusters.png"
+        "accuracy.png", "train-loss.png", "clients.png", "similarity.png", "consensus.png", "clusters.png",
+        "agreement.png",
     }  # fmt: skip
     inlined = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.images]
     assert sorted(inlined) == sorted(saved.values())
@@ -179,8 +201,10 @@ def test_report_is_self_contained(finished: Path) -> None:
     source = re.sub(
         r"data:image/png;base64,[^\"]+", "", (finished / "report.html").read_text(encoding="utf-8")
     )
-    assert "script" not in page.tags
     assert "link" not in page.tags
+    assert not page.links
+    for word in ("fetch(", "XMLHttpRequest", "import(", "new Image"):
+        assert word not in page.scripts[0]
     assert "http" not in source
     assert "url(" not in source
     assert "prefers-color-scheme: dark" in source
@@ -192,7 +216,9 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     clients = [{**client, "dataset": "<b>", "modalities": ["<script>"]} for client in CLIENTS]
     (folder / "clients.json").write_text(json.dumps(clients))
     page = Page(write_run_report(folder))
-    assert not {"b", "i", "script"} & page.tags
+    assert not {"b", "i"} & page.tags
+    assert len(page.scripts) == len(page.films) == 1
+    assert page.films[0]["kinds"] == ["<script>"]
     assert "<b> <script> 3" in page.text
 
 
@@ -284,39 +310,122 @@ def test_unexpected_content_names_the_file(run_dir: Path, name: str, content: st
         write_run_report(run_dir)
 
 
+def without_clusters(line: str) -> str:
+    return json.dumps({key: value for key, value in json.loads(line).items() if key != "clusters"})
+
+
+def test_clusters_of_other_clients_name_the_line(run_dir: Path) -> None:
+    (run_dir / "clients.json").write_text(json.dumps(CLIENTS[:2]))
+    (run_dir / "result.json").unlink()
+    with pytest.raises(ReportError, match=r"metrics\.jsonl, line 1, is damaged: clusters of 3 clients"):
+        write_run_report(run_dir)
+
+
 def test_state_of_other_clients_names_the_checkpoints(run_dir: Path) -> None:
     (run_dir / "clients.json").write_text(json.dumps(CLIENTS[:2]))
     (run_dir / "result.json").unlink()
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    (run_dir / "metrics.jsonl").write_text("".join(without_clusters(line) + "\n" for line in lines))
     with pytest.raises(ReportError, match=re.escape(f"{run_dir / 'checkpoints'} does not fit clients.json")):
         write_run_report(run_dir)
 
 
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparison")
-    for seed in (0, 1):
-        write_run(folder / "m3fed" / f"seed-{seed}", "m3fed", seed)
-        write_run(folder / "local" / f"seed-{seed}", "local", seed, state=False)
+def levels(film: dict, frame: int) -> np.ndarray:
+    count = len(film["names"])
+    return np.frombuffer(base64.b64decode(film["frames"][frame]), np.uint8).reshape(count, count)
+
+
+def test_film_has_every_kept_round_in_the_order_of_modalities(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    clients = [{**client, "modalities": [m]} for client, m in zip(CLIENTS, ("b", "a", "b"), strict=True)]
+    (run_dir / "clients.json").write_text(json.dumps(clients))
+    (film,) = Page(write_run_report(run_dir)).films
+    order = [0, 2, 1]
+    assert film["rounds"] == [1, 3]
+    assert film["kinds"] == ["b", "a"]
+    assert film["kindOf"] == [0, 0, 1]
+    assert film["names"] == [CLIENTS[i]["name"] for i in order]
+    assert film["clusters"] == [[0, 1, 0]] * 2
+    assert film["agreement"] == [0.25, 0.75]
+    assert len(film["palette"]) == 255
+    assert len(film["kindColours"]) == 2
+    # Two clusters, and the colour of who has none.
+    assert len(film["clusterColours"]) == 3
+    for frame, number in ((0, 1), (1, 3)):
+        told = film["low"] + levels(film, frame) / 254 * (film["high"] - film["low"])
+        off = np.array([[0.5, 0.5, 0.7], [0.5, 0.5, 0.4], [0.7, 0.4, 0.5]]) - 0.5
+        expected = 0.5 + off / number
+        mask = ~np.eye(3, dtype=bool)
+        assert told[mask] == pytest.approx(expected[mask], abs=1.5e-3)
+        assert np.diag(levels(film, frame)).tolist() == [254] * 3
+
+
+def test_absent_clients_have_a_level_of_their_own(run_dir: Path) -> None:
+    matrix = np.full((3, 3), np.nan, dtype=np.float16)
+    matrix[0, 0] = 1
+    save_file({"similarity": matrix}, run_dir / "similarity" / "round-000003.safetensors")
+    (film,) = Page(write_run_report(run_dir)).films
+    assert (levels(film, 1) == 255).sum() == 8
+
+
+def test_film_of_rounds_that_will_be_run_again_is_not_shown(run_dir: Path) -> None:
+    (run_dir / "result.json").unlink()
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    (run_dir / "metrics.jsonl").write_text(lines[0] + "\n")
+    assert Page(write_run_report(run_dir)).films[0]["rounds"] == [1]
+
+
+def test_similarity_of_other_clients_or_torn_names_the_file(run_dir: Path) -> None:
+    file = run_dir / "similarity" / "round-000003.safetensors"
+    save_file({"similarity": np.zeros((2, 2), np.float16)}, file)
+    with pytest.raises(ReportError, match=re.escape(f"{file}: expected 3 clients; got [2, 2]")):
+        write_run_report(run_dir)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ReportError, match=re.escape(f"{file} is damaged")):
+        write_run_report(run_dir)
+
+
+def test_measured_cost_is_the_median_over_rounds(run_dir: Path) -> None:
+    measured = read_run(run_dir).measured
+    assert measured["client_pass"] == pytest.approx(0.08)
+    assert measured["per_dataset"]["digits"]["client_pass"] == pytest.approx(0.12)
+    assert measured["steps_per_client"] == 400
+
+
+def write_comparison(folder: Path, axes: tuple[Axis, ...] = (), **changes: object) -> Path:
+    methods = tuple(map(Method.parse, changes.pop("methods", ("m3fed", "local"))))
+    plan = Plan("demo", (), methods, (0, 1), axes, command="mmfl-fast compare m3fed local")
+    plan.write(folder)
+    for cell in plan.cells:
+        name = cell.method.label
+        write_run(cell_folder(folder, cell), name, cell.seed, state=name == "m3fed", **changes)
     return folder
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_comparison(tmp_path_factory.mktemp("comparison"))
+
+
 def test_comparison(comparison: Path) -> None:
-    path = write_comparison_report(
-        comparison, ["m3fed", "local"], [0, 1], command="mmfl-fast compare m3fed local"
-    )
+    path = write_comparison_report(comparison)
     page = Page(path)
     assert path == comparison / "report.html"
     assert "m3fed, local on demo <i>" in page.text
     assert "Seeds 0, 1" in page.text
     std = f"{100 * np.std([0.6234, 0.6334], ddof=1):.2f}"
     assert f"m3fed 72.84 ± {std} 72.84 ± {std} local 62.84 ± {std} 62.84 ± {std}" in page.text
+    assert "m3fed 120.0 ± 0.0 80.0 ± 0.0" in page.text
+    assert "digits m3fed local 10.00 paired t-test 2 cannot tell: 2 seeds, 3 are needed" in page.text
     assert "config.learning_rate 0.01 0.1" in page.text
     assert "config.lambda 0.6" in page.text
     assert "m3fed 0.25 0.5 2.5 MB 1.5 kB 1,200 3,400" in page.text
     assert "mmfl-fast compare m3fed local" in page.text
     assert "m3fed, seed 0: Similarity of the clients' updates" in page.headings
+    assert "m3fed, seed 0: Similarity and clusters, round by round" in page.headings
+    assert len(page.films) == 1
     assert {p.name for p in (comparison / "plots").iterdir()} == {
-        "accuracy.png", "train-loss.png", "clients.png",
+        "accuracy.png", "train-loss.png", "clients.png", "agreement.png", "client-pass.png",
         "m3fed-similarity.png", "m3fed-consensus.png", "m3fed-clusters.png",
     }  # fmt: skip
 
@@ -327,33 +436,27 @@ def test_comparison_marks_the_best(comparison: Path) -> None:
     assert 'class="best">62.84' not in source
 
 
-def test_comparison_finds_methods_and_seeds(comparison: Path) -> None:
-    assert "local, m3fed on demo" in Page(write_comparison_report(comparison)).text
-
-
 def test_comparison_with_an_unfinished_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "local" / "seed-0", "local", state=False)
-    write_run(tmp_path / "local" / "seed-10", "local", 10, rounds=1, planned=3, state=False)
+    write_comparison(tmp_path, methods=["local"])
+    for name, rounds in (("seed-0", 1), ("seed-1", None)):
+        shutil.rmtree(tmp_path / "local" / name)
+        if rounds:
+            write_run(tmp_path / "local" / name, "local", rounds=1, planned=3, state=False)
     page = Page(write_comparison_report(tmp_path))
-    assert "1 of 2 runs are not finished and not in the tables: local, seed 10: 1 of 3 rounds." in page.text
-    assert "local 62.34 62.34" in page.text
-
-
-def test_comparison_without_a_finished_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "local" / "seed-0", "local", rounds=1, planned=3, state=False)
-    page = Page(write_comparison_report(tmp_path))
+    assert "2 of 2 runs are not finished and not in the tables" in page.text
+    assert "local, seed 0: 1 of 3 rounds; local, seed 1: not begun." in page.text
     assert "Final scores" not in page.headings
-    assert "local, seed 0: 1 of 3 rounds." in page.text
 
 
 def test_comparison_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="expected run directories <method>/seed-<seed>; found none"):
+    Plan("demo", (), (Method.parse("local"),), (0,)).write(tmp_path)
+    with pytest.raises(ReportError, match="no run of this comparison has begun"):
         write_comparison_report(tmp_path)
 
 
 def test_comparison_of_other_clients_is_refused(tmp_path: Path) -> None:
-    write_run(tmp_path / "local" / "seed-0", "local", state=False)
-    other = write_run(tmp_path / "local" / "seed-1", "local", 1, state=False)
+    write_comparison(tmp_path, methods=["local"])
+    other = tmp_path / "local" / "seed-1"
     (other / "clients.json").write_text(json.dumps([*CLIENTS[:2], CLIENTS[0]]))
     with pytest.raises(
         ReportError, match=re.escape(f"{other / 'clients.json'}: other clients than those of")
@@ -361,11 +464,22 @@ def test_comparison_of_other_clients_is_refused(tmp_path: Path) -> None:
         write_comparison_report(tmp_path)
 
 
-def test_comparison_names_the_missing_cell(comparison: Path) -> None:
-    with pytest.raises(ReportError, match=re.escape(str(comparison / "local" / "seed-7"))):
-        write_comparison_report(comparison, ["local"], [0, 7])
-    with pytest.raises(ReportError, match=re.escape(str(comparison / "fedavg"))):
-        write_comparison_report(comparison, ["fedavg"])
+def test_several_settings_have_an_overview_and_a_report_each(tmp_path: Path) -> None:
+    axes = (Axis("lambda", (0, 0.6)), Axis("data.name", ("demo", "wine")))
+    write_comparison(tmp_path, axes)
+    lost = tmp_path / "lambda=0.6,data.name=wine" / "local" / "seed-1"
+    (lost / "result.json").unlink()
+    page = Page(write_comparison_report(tmp_path))
+    assert "1 of 16 runs are not finished" in page.text
+    assert "lambda=0.6, data.name=wine, local, seed 1: 3 of 3 rounds." in page.text
+    assert len(page.links) == 4
+    for link in page.links:
+        assert Page(tmp_path / unquote(link)).headings
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {"over-lambda.png"}
+    assert page.text.count("Accuracy in %, lambda=0.6, data.name=demo, mean") == 1
+    assert (
+        "m3fed, local on demo <i>, lambda=0, data.name=demo" in Page(tmp_path / unquote(page.links[0])).text
+    )
 
 
 def test_half_a_line_of_a_killed_run_does_not_count(run_dir: Path) -> None:

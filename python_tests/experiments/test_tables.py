@@ -8,24 +8,27 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmfl_fast.experiments.tables import (
-    accuracy_table,
-    macro_f1_table,
-    markdown_table,
-    print_table,
-    scores_csv,
-    summary_csv,
-    terminal_table,
-    write_tables,
-)
+from mmfl_fast.experiments.scores import ACCURACY, CLIENT_PASS, MACRO_F1, score_table, score_tables
+from mmfl_fast.experiments.significance import best_against_runner_up
+from mmfl_fast.experiments.table_files import scores_csv, significance_csv, summary_csv, write_tables
+from mmfl_fast.experiments.table_text import latex_table, markdown_table, print_table, terminal_table
 
 
-def result(a: float, b: float) -> dict:
+def result(a: float, b: float, steps: float = 16.0) -> dict:
     per_dataset = {
-        "digits": {"accuracy": a, "macro_f1": a / 2},
-        "wine": {"accuracy": b, "macro_f1": b / 2},
+        "digits": {"accuracy": a, "macro_f1": a / 2, "client_pass": 0.01 * a},
+        "wine": {"accuracy": b, "macro_f1": b / 2, "client_pass": 0.01 * b},
     }
-    return {"accuracy": (3 * a + b) / 4, "macro_f1": (a + b) / 4, "per_dataset": per_dataset}
+    overall = {"accuracy": (3 * a + b) / 4, "macro_f1": (a + b) / 4, "client_pass": 0.01 * (a + b)}
+    return {**overall, "per_dataset": per_dataset, "steps_per_client": steps}
+
+
+def accuracy_table(results: dict, setting: dict | None = None):
+    return score_table(results, ACCURACY, setting)
+
+
+def macro_f1_table(results: dict):
+    return score_table(results, MACRO_F1)
 
 
 @pytest.fixture
@@ -168,14 +171,72 @@ def test_a_narrow_terminal_cuts_no_number() -> None:
 
 
 def test_write_tables(results: dict, tmp_path) -> None:
-    written = write_tables(results, tmp_path / "new")
-    assert [path.name for path in written] == ["scores.csv", "summary.csv", "tables.md"]
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        "scores.csv",
-        "summary.csv",
-        "tables.md",
+    written = write_tables(score_tables(results), tmp_path / "new")
+    names = ["scores.csv", "summary.csv", "tests.csv", "tables.md", "tables.tex"]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
+    text = written[3].read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("| m3fed | ")] != []
+    assert text.count("\n| method |") == 3
+    assert text.count("Best against runner-up") == 2
+
+
+def test_least_time_is_best_and_is_not_tested() -> None:
+    table = score_table({"a": {0: result(0.9, 0.5)}, "b": {0: result(0.1, 0.6)}}, CLIENT_PASS)
+    assert [str(score) for score in table.rows["a"]] == ["9.0", "5.0", "14.0"]
+    assert [table.is_best("a", i) for i in range(3)] == [False, True, False]
+    assert significance_csv([table]).count("\n") == 1
+
+
+def test_time_that_was_not_measured_has_no_table(results: dict) -> None:
+    assert len(score_tables(results)) == 3
+    for seeds in results.values():
+        for r in seeds.values():
+            r["client_pass"] = math.nan
+    assert [table.metric.name for table in score_tables(results)] == ["accuracy", "macro_f1"]
+
+
+def test_unequal_effort_is_shown_in_every_form(results: dict) -> None:
+    assert "steps" not in markdown_table(accuracy_table(results))
+    for r in results["local"].values():
+        r["steps_per_client"] = 24.0
+    table = accuracy_table(results)
+    told = markdown_table(table)
+    assert "| wine | all clients | steps |" in told
+    assert [line.split("|")[-2].strip() for line in told.splitlines() if line.startswith("| ")][2:] == [
+        "16.0",
+        "24.0",
     ]
-    assert written[2].read_text(encoding="utf-8").count("| m3fed |") == 2
+    assert "The methods differ in effort" in told
+    assert r"all clients & steps \\" in latex_table(table)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(terminal_table(table))
+    assert "24.0" in console.file.getvalue()
+    assert {row["steps_per_client"] for row in csv.DictReader(io.StringIO(summary_csv([table])))} == {
+        "16.0",
+        "24.0",
+    }
+
+
+def test_settings_are_columns_of_the_csv_and_in_the_title(results: dict) -> None:
+    tables = [accuracy_table(results, {"data.alpha": alpha, "lambda": 0.6}) for alpha in (1, 0.4)]
+    assert tables[1].title.startswith("Accuracy in %, data.alpha=0.4, lambda=0.6, mean ±")
+    for text in (scores_csv(tables), summary_csv(tables), significance_csv(tables)):
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert {row["data.alpha"] for row in rows} == {"1", "0.4"}
+        assert {row["lambda"] for row in rows} == {"0.6"}
+        assert rows[0].keys() & {"method", "best"}
+
+
+def test_latex_escapes_and_marks_the_best() -> None:
+    table = accuracy_table({"a_b,x=1%": {0: result(0.9, 0.3)}, "c": {0: result(0.5, 0.4)}}, {"k_1": "#"})
+    lines = latex_table(table, best_against_runner_up(table)).splitlines()
+    assert r"a\_b,x=1\% & \textbf{90.00} & 30.00 & \textbf{75.00} \\" in lines
+    assert lines[0] == r"\begin{table}"
+    assert any(line.startswith(r"\caption{Accuracy in \%, k\_1=\#, one seed}") for line in lines)
+    assert sum(line.endswith(r"\\") for line in lines) == 3
+    several = accuracy_table({m: {s: result(0.9, 0.3) for s in (0, 1)} for m in "ab"})
+    assert r"90.00 $\pm$ 0.00" in latex_table(several)
 
 
 @pytest.mark.parametrize("empty", [{}, {"local": {}}])

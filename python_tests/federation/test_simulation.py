@@ -1,14 +1,17 @@
 import dataclasses
+import itertools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mmfl_fast as mf
 from mmfl_fast import data
-from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError
+from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError, simulation
 from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.simulation import digest, resolve_device
 
@@ -79,6 +82,39 @@ def test_history_holds_evaluated_rounds_and_metrics_all(toy_federation, tmp_path
     assert on_disk["per_dataset"] == result.final["per_dataset"]
 
 
+def test_similarity_of_every_evaluated_round_is_kept(toy_federation, tmp_path):
+    config = {**SMALL, "evaluate_every": 2, "participation": 0.6}
+    result = mf.run(toy_federation, "m3fed", rounds=5, out=tmp_path / "m3fed", config=config)
+    kept = sorted((tmp_path / "m3fed" / "similarity").iterdir())
+    assert [path.name for path in kept] == [f"round-{n:06d}.safetensors" for n in (2, 4, 5)]
+    last = load_file(kept[-1])["similarity"]
+    assert last.dtype == torch.float16
+    torch.testing.assert_close(last.double(), result.state.affinity, rtol=0, atol=5e-4, equal_nan=True)
+    assert last.isnan().any()
+    mf.run(toy_federation, "fedavg", rounds=1, out=tmp_path / "fedavg", config=SMALL)
+    assert not (tmp_path / "fedavg" / "similarity").exists()
+
+
+def test_time_of_a_client_is_its_share_of_the_stack(mixed_federation, tmp_path, monkeypatch, set_threads):
+    ticks = itertools.count(0.0, 6.0)
+    monkeypatch.setattr(simulation._Run, "_clock", lambda _: next(ticks))
+    set_threads(1)
+    for chunk, share in ((1, {"images": 6.0, "sounds": 6.0}), (3, {"images": 3.0, "sounds": 3.0})):
+        out = tmp_path / str(chunk)
+        mf.run(mixed_federation, "fedavg", rounds=1, out=out, config={**SMALL, "chunk": chunk})
+        seconds = json.loads((out / "metrics.jsonl").read_text())["seconds"]
+        # Four clients of a task in stacks of three and one: 2, 2, 2 and 6 seconds.
+        assert seconds["client_pass_per_dataset"] == share
+        assert seconds["client_pass"] == share["images"]
+
+
+def test_time_of_a_client_is_that_of_its_thread(mixed_federation):
+    began = time.process_time()
+    line = mf.run(mixed_federation, "fedavg", rounds=1, config=SMALL).history[0]
+    spent = time.process_time() - began
+    assert 0 < line["seconds"]["client_pass"] * len(mixed_federation.clients) <= spent
+
+
 def test_bytes_count_what_crosses_the_network(toy_federation):
     shapes = {"f.0.weight": 8 * 8, "f.0.bias": 8, "f.1.weight": 8 * 8, "f.1.bias": 8}
     line = mf.run(toy_federation, "m3fed", rounds=1, config=SMALL).history[0]
@@ -92,8 +128,6 @@ def test_bytes_count_what_crosses_the_network(toy_federation):
 def test_a_resumed_run_ends_at_the_same_bits(toy_federation, tmp_path, method, monkeypatch):
     config = {**SMALL, "checkpoint_every": 2, "participation": 0.6}
     whole = mf.run(toy_federation, method, rounds=7, out=tmp_path / "whole", config=config)
-
-    from mmfl_fast.federation import simulation
 
     original = simulation._Run.round
 
@@ -118,6 +152,12 @@ def test_a_resumed_run_ends_at_the_same_bits(toy_federation, tmp_path, method, m
         return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "broken")
+
+
+def test_a_finished_run_keeps_its_newest_checkpoint(toy_federation, tmp_path):
+    config = {**SMALL, "checkpoint_every": 1}
+    mf.run(toy_federation, "fedavg", rounds=3, out=tmp_path / "run", config=config)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-000003"]
 
 
 def test_a_finished_run_can_go_on_for_longer(toy_federation, tmp_path):
