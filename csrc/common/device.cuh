@@ -38,9 +38,9 @@ MMFL_DEVICE void multiply_add_tf32(float (&d)[4], const std::uint32_t (&a)[4], c
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same for a 16 x 16 matrix A and a 16 x 8 matrix B of bfloat16 or float16, two neighbours in a word:
-// A(g, 2t), A(g + 8, 2t), A(g, 2t + 8), A(g + 8, 2t + 8) and those behind them, then B(2t, g) and B(2t + 8,
-// g).
+// The same for a 16 x 16 matrix A and a 16 x 8 matrix B of bfloat16 or float16, two neighbours along the sum
+// in a word: from A(g, 2t), A(g + 8, 2t), A(g, 2t + 8), A(g + 8, 2t + 8), then from B(2t, g) and B(2t + 8, g)
+// on.
 MMFL_DEVICE void multiply_add_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -54,8 +54,7 @@ MMFL_DEVICE void multiply_add_f16(float (&d)[4], const std::uint32_t (&a)[4], co
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same as the first for an 8 x 4 matrix A(g, t) and a 4 x 8 matrix B(t, g) of doubles; d(g, 2t), d(g, 2t
-// + 1).
+// The same for an 8 x 4 matrix A(g, t) and a 4 x 8 matrix B(t, g) of doubles; d(g, 2t), d(g, 2t + 1).
 MMFL_DEVICE void multiply_add_f64(double (&d)[2], double a, double b) {
   asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
       : "+d"(d[0]), "+d"(d[1])

@@ -167,15 +167,15 @@ MMFL_DEVICE void add_chunks(ChunkProducts<Compute<E>, kTf32>& products, const Ch
 template <typename E, int kPanels, bool kTf32>
 struct Scores {
   using T = Compute<E>;
-  ChunkProducts<T, kTf32> quarters[kPanels / 4];
+  ChunkProducts<T, kTf32> groups[kPanels / 4];
 
   MMFL_DEVICE void clear() {
 #pragma unroll
-    for (int q = 0; q < kPanels / 4; ++q) quarters[q].clear();
+    for (int g = 0; g < kPanels / 4; ++g) groups[g].clear();
   }
 
   // Row lane / 4 + 8 `half`, column 8 `panel` + 2 (lane % 4) + c.
-  MMFL_DEVICE T& at(int half, int panel, int c) { return quarters[panel / 4].at(half, panel % 4, c); }
+  MMFL_DEVICE T& at(int half, int panel, int c) { return groups[panel / 4].at(half, panel % 4, c); }
 
   // Rows from `first` on with the first `live` panels of the others.
   template <int kRows>
@@ -186,12 +186,12 @@ struct Scores {
       const int chunk = 4 * half + thread() % 4;
       const Chunk16 left[2] = {rows.read(own, chunk), rows.read(own + 8, chunk)};
 #pragma unroll
-      for (int q = 0; q < kPanels / 4; ++q) {
-        if (4 * q >= live) continue;
+      for (int g = 0; g < kPanels / 4; ++g) {
+        if (4 * g >= live) continue;
         Chunk16 right[4];
 #pragma unroll
-        for (int n = 0; n < 4; ++n) right[n] = others.read(32 * q + 8 * n + other, chunk);
-        add_chunks<E, kTf32>(quarters[q], left, right, live - 4 * q);
+        for (int n = 0; n < 4; ++n) right[n] = others.read(32 * g + 8 * n + other, chunk);
+        add_chunks<E, kTf32>(groups[g], left, right, live - 4 * g);
       }
     }
   }
