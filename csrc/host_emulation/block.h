@@ -86,7 +86,7 @@ class Block {
       fibre.state = State::kReady;
       fibre.exchanges = 0;
     }
-    while (run_ready() || release()) {
+    while (run_warps() || release(State::kAtBlock, 0, fibres_.size())) {
     }
     for (const Fibre& fibre : fibres_)
       if (fibre.state != State::kDone) fail("a barrier is met by some threads and not by others");
@@ -168,11 +168,24 @@ class Block {
 #endif
   }
 
-  bool run_ready() {
+  // One warp after the other, each as far as it gets without the rest of the block: a warp that is far ahead
+  // of another shows what a barrier fails to keep apart.
+  bool run_warps() {
     bool any = false;
-    const int count = static_cast<int>(fibres_.size());
-    for (int i = 0; i < count; ++i) {
-      running_ = order_ == Order::kForward ? i : count - 1 - i;
+    const int warps = static_cast<int>(fibres_.size()) / kWarp;
+    for (int i = 0; i < warps; ++i) {
+      const int first = kWarp * (order_ == Order::kForward ? i : warps - 1 - i);
+      while (run_ready(first) || release(State::kAtWarp, static_cast<std::size_t>(first),
+                                         static_cast<std::size_t>(first + kWarp)))
+        any = true;
+    }
+    return any;
+  }
+
+  bool run_ready(int first) {
+    bool any = false;
+    for (int i = 0; i < kWarp; ++i) {
+      running_ = first + (order_ == Order::kForward ? i : kWarp - 1 - i);
       Fibre& fibre = fibres_[static_cast<std::size_t>(running_)];
       if (fibre.state != State::kReady) continue;
       any = true;
@@ -189,13 +202,6 @@ class Block {
   }
 
   // Lets those go on whose barrier is complete: all threads that have not returned stand at it.
-  bool release() {
-    bool any = false;
-    for (std::size_t first = 0; first < fibres_.size(); first += kWarp)
-      any = release(State::kAtWarp, first, first + kWarp) || any;
-    return any || release(State::kAtBlock, 0, fibres_.size());
-  }
-
   bool release(State state, std::size_t first, std::size_t end) {
     bool any = false;
     for (std::size_t i = first; i < end; ++i) {

@@ -7,8 +7,6 @@
 namespace mmfl {
 namespace {
 
-// Two blocks on each of 132 multiprocessors.
-constexpr std::int64_t kBlocks = 264;
 // Terms of the other side that a block adds up in the compute type.
 constexpr std::int64_t kLongestSplit = 4096;
 
@@ -44,19 +42,19 @@ std::int64_t group_rows_of(const PrototypeLossArgs& args) {
 }
 
 void cut(std::int64_t groups, std::int64_t own, std::int64_t others, std::int64_t other_tile,
-         std::int64_t chunks, LossGradientSide& side) {
+         std::int64_t chunks, std::int64_t blocks, LossGradientSide& side) {
   side.tiles = pieces(own, kLossRows);
   side.other_tiles = pieces(others, other_tile);
   side.chunks = chunks;
   side.sums = groups * side.tiles * chunks;
-  side.splits = std::max(kBlocks / std::max<std::int64_t>(1, side.sums), pieces(others, kLongestSplit));
+  side.splits = std::max(blocks / std::max<std::int64_t>(1, side.sums), pieces(others, kLongestSplit));
   side.splits = std::max<std::int64_t>(1, std::min(side.splits, side.other_tiles));
 }
 
 }  // namespace
 
-Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum,
-                           PrototypeLossPlan& plan) {
+Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum, PrototypeLossPlan& plan,
+                           std::int64_t blocks) {
   const Status status = check(args);
   if (status != Status::kOk) return status;
   plan.elements = elements_of(args);
@@ -66,7 +64,7 @@ Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_
   device.row_tiles = pieces(device.group_rows, kLossRows);
   device.class_tiles = pieces(args.classes, loss_others(args.in_double));
   const std::int64_t tiles = std::max<std::int64_t>(1, args.groups * device.row_tiles);
-  device.splits = std::max<std::int64_t>(1, std::min(kBlocks / tiles, device.class_tiles));
+  device.splits = std::max<std::int64_t>(1, std::min(blocks / tiles, device.class_tiles));
   device.loss = loss;
   device.log_sum = log_sum;
 
@@ -87,7 +85,7 @@ void place_prototype_loss(unsigned char* workspace, PrototypeLossPlan& plan) {
 }
 
 Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const PrototypeLossGradients& gradients,
-                                    PrototypeLossBackwardPlan& plan) {
+                                    PrototypeLossBackwardPlan& plan, std::int64_t blocks) {
   const Status status = check(args);
   if (status != Status::kOk) return status;
   plan.elements = elements_of(args);
@@ -96,8 +94,10 @@ Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const Prototy
   device.gradients = gradients;
   device.group_rows = group_rows_of(args);
   const std::int64_t chunks = pieces(args.dims, loss_chunk(args.in_double));
-  cut(args.groups, device.group_rows, args.classes, loss_others(args.in_double), chunks, device.features);
-  cut(args.groups, args.classes, device.group_rows, loss_others(args.in_double), chunks, device.prototypes);
+  cut(args.groups, device.group_rows, args.classes, loss_others(args.in_double), chunks, blocks,
+      device.features);
+  cut(args.groups, args.classes, device.group_rows, loss_others(args.in_double), chunks, blocks,
+      device.prototypes);
 
   WorkspaceLayout layout;
   const std::int64_t size = args.in_double ? 8 : 4;

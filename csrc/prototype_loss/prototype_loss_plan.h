@@ -31,6 +31,9 @@ struct PrototypeLossDevice {
   double* others;            // [splits, B, N] sum of exp(z - peak) without the label
 };
 
+// Blocks that a launch should have: two on each of 132 multiprocessors.
+constexpr std::int64_t kLossBlocks = 264;
+
 struct PrototypeLossPlan {
   LossElements elements;
   std::int64_t workspace_bytes;
@@ -38,7 +41,8 @@ struct PrototypeLossPlan {
 };
 
 // Checks the arguments as prototype_loss_cpu does, but for the labels. `loss` and `log_sum` may be null.
-Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum, PrototypeLossPlan& plan);
+Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum, PrototypeLossPlan& plan,
+                           std::int64_t blocks = kLossBlocks);
 
 // Turns the offsets into addresses. `workspace` is aligned to 256 bytes.
 void place_prototype_loss(unsigned char* workspace, PrototypeLossPlan& plan);
@@ -84,7 +88,7 @@ struct PrototypeLossBackwardPlan {
 };
 
 Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const PrototypeLossGradients& gradients,
-                                    PrototypeLossBackwardPlan& plan);
+                                    PrototypeLossBackwardPlan& plan, std::int64_t blocks = kLossBlocks);
 
 void place_prototype_loss_backward(unsigned char* workspace, PrototypeLossBackwardPlan& plan);
 

@@ -58,6 +58,7 @@ int main() {
   Case input;
   const Order order = input.number() != 0 ? Order::kBackward : Order::kForward;
   mmfl::PrototypeLossArgs args;
+  const std::int64_t blocks = input.number();
   args.clients = input.number();
   args.rows = input.number();
   args.dims = input.number();
@@ -95,8 +96,8 @@ int main() {
   mmfl::PrototypeLossBackwardPlan second;
   const mmfl::PrototypeLossGradients gradients{strided(upstream), loss.get(), log_sum.get(),
                                                feature_gradient.get(), prototype_gradient.get()};
-  if (mmfl::plan_prototype_loss(args, loss.get(), log_sum.get(), first) != mmfl::Status::kOk ||
-      mmfl::plan_prototype_loss_backward(args, gradients, second) != mmfl::Status::kOk)
+  if (mmfl::plan_prototype_loss(args, loss.get(), log_sum.get(), first, blocks) != mmfl::Status::kOk ||
+      mmfl::plan_prototype_loss_backward(args, gradients, second, blocks) != mmfl::Status::kOk)
     mmfl::emulation::fail("refused");
   const Bytes first_workspace = nan_filled(first.workspace_bytes);
   const Bytes second_workspace = nan_filled(second.workspace_bytes);

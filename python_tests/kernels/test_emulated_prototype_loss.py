@@ -49,12 +49,13 @@ def emulated(
     normalise: bool = True,
     tf32: bool = False,
     backward: bool = False,
+    blocks: int = 264,
 ) -> list[Tensor]:
     """Loss, log-sum and the gradients of features and prototypes, all float64."""
     sizes = (*features.shape, prototypes.shape[1], prototypes.shape[0], 0 if mask is None else len(mask))
     in_double = torch.float64 in (features.dtype, prototypes.dtype)
     flags = (normalise, in_double, tf32)
-    result = run(backward, *sizes, *flags, temperature, features, labels, prototypes, mask, upstream)
+    result = run(backward, blocks, *sizes, *flags, temperature, features, labels, prototypes, mask, upstream)
     shapes = [labels.shape, labels.shape, features.shape, prototypes.shape]
     parts = torch.from_numpy(result.copy()).split([shape.numel() for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -251,6 +252,16 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(run: Run) -> None:
     arguments = inputs(rows=66, dims=33, classes=66)
     for a, b in zip(emulated(run, *arguments), emulated(run, *arguments, backward=True), strict=True):
         assert torch.equal(a, b)
+
+
+def test_many_tiles_in_one_block(run: Run) -> None:
+    # Five tiles of classes, each of one slab; then as many of rows.
+    for rows, classes in ((35, 260), (260, 35)):
+        arguments = inputs(rows=rows, dims=3, classes=classes)
+        ours = emulated(run, *arguments, blocks=1)
+        assert_close(ours, exact(*arguments), 4e-6)
+        for a, b in zip(ours, emulated(run, *arguments, blocks=1, backward=True), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_a_missing_barrier_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
