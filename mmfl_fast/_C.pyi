@@ -66,7 +66,12 @@ def prototype_loss_backward(
 
 # Only where built_with_cuda is true.
 def gram_cuda_workspace(
-    blocks: _Int64Array, widths: _Int64Array, origin: _Int64Array, mean_origin: bool, centre_rows: bool
+    blocks: _Int64Array,
+    widths: _Int64Array,
+    origin: _Int64Array,
+    mean_origin: bool,
+    centre_rows: bool,
+    tf32: bool,
 ) -> int: ...
 def gram_cuda(
     blocks: _Int64Array,
@@ -74,6 +79,7 @@ def gram_cuda(
     origin: _Int64Array,
     mean_origin: bool,
     centre_rows: bool,
+    tf32: bool,
     gram: int,
     row_mean: int,
     device: int,
@@ -100,6 +106,76 @@ def mix_cuda(
     matrix_columns: int,
     row_offset: int,
     centre_columns: bool,
+    device: int,
+    stream: int,
+    workspace: int,
+    workspace_bytes: int,
+) -> None: ...
+def cross_gram_sq_cuda_workspace(
+    blocks: _Int64Array,
+    batch: int,
+    rows: int,
+    dtype: int,
+    mean_columns: bool,
+    normalise_rows: bool,
+    tf32: bool,
+) -> int: ...
+def cross_gram_sq_cuda(
+    blocks: _Int64Array,
+    batch: int,
+    rows: int,
+    dtype: int,
+    mean_columns: bool,
+    normalise_rows: bool,
+    tf32: bool,
+    out: int,
+    device: int,
+    stream: int,
+    workspace: int,
+    workspace_bytes: int,
+) -> None: ...
+def prototype_loss_cuda_workspace(
+    sizes: _Int64Array,
+    tensors: _Int64Array,
+    temperature: float,
+    normalise: bool,
+    in_double: bool,
+    tf32: bool,
+) -> int: ...
+def prototype_loss_cuda(
+    sizes: _Int64Array,
+    tensors: _Int64Array,
+    temperature: float,
+    normalise: bool,
+    in_double: bool,
+    tf32: bool,
+    loss: int,
+    log_sum: int,
+    device: int,
+    stream: int,
+    workspace: int,
+    workspace_bytes: int,
+) -> None: ...
+def prototype_loss_backward_cuda_workspace(
+    sizes: _Int64Array,
+    tensors: _Int64Array,
+    temperature: float,
+    normalise: bool,
+    in_double: bool,
+    tf32: bool,
+) -> int: ...
+def prototype_loss_backward_cuda(
+    sizes: _Int64Array,
+    tensors: _Int64Array,
+    temperature: float,
+    normalise: bool,
+    in_double: bool,
+    tf32: bool,
+    loss_gradient: _Int64Array,
+    loss: int,
+    log_sum: int,
+    feature_gradient: int,
+    prototype_gradient: int,
     device: int,
     stream: int,
     workspace: int,

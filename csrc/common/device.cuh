@@ -38,6 +38,22 @@ MMFL_DEVICE void multiply_add_tf32(float (&d)[4], const std::uint32_t (&a)[4], c
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same for a 16 x 16 matrix A and a 16 x 8 matrix B of bfloat16 or float16, two neighbours along the sum
+// in a word: from A(g, 2t), A(g + 8, 2t), A(g, 2t + 8), A(g + 8, 2t + 8), then from B(2t, g) and B(2t + 8, g)
+// on.
+MMFL_DEVICE void multiply_add_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+MMFL_DEVICE void multiply_add_f16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // The same for an 8 x 4 matrix A(g, t) and a 4 x 8 matrix B(t, g) of doubles; d(g, 2t), d(g, 2t + 1).
 MMFL_DEVICE void multiply_add_f64(double (&d)[2], double a, double b) {
   asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
@@ -62,8 +78,23 @@ MMFL_DEVICE Chunk8 load_8_bytes(const void* from) {
   return {{words.x, words.y}};
 }
 
+// The same of shared memory.
+MMFL_DEVICE Chunk16 read_16_bytes(const void* from) {
+  const uint4 words = *static_cast<const uint4*>(from);
+  return {{words.x, words.y, words.z, words.w}};
+}
+
 // Into the L2 cache.
 MMFL_DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
+// One more at a counter. What this block wrote before is seen by the block that finds the counter at its last
+// value; call it behind a barrier, in one thread.
+MMFL_DEVICE unsigned count_arrival(unsigned* counter) {
+  __threadfence();
+  const unsigned before = atomicAdd(counter, 1u);
+  __threadfence();
+  return before;
+}
 
 // The compiler moves no memory access across; it would hold as many values in registers as it can move.
 MMFL_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
@@ -123,6 +154,11 @@ MMFL_DEVICE float float_from_bfloat16(std::uint16_t bits) {
 template <typename T>
 MMFL_DEVICE bool is_finite(T value) {
   return value * T(0) == T(0);
+}
+
+template <typename T>
+MMFL_DEVICE T quiet_nan() {
+  return static_cast<T>(float_from_bits(0x7fc00000u));
 }
 
 }  // namespace device

@@ -63,6 +63,68 @@ MMFL_DEVICE void load_some(const Span& span, std::int64_t column, std::int64_t w
     values[c] = column + c < width ? load_element<T>(span, column + c) : T(0);
 }
 
+template <typename T>
+MMFL_DEVICE void load_row(const Span& span, std::int64_t column, std::int64_t width,
+                          T (&values)[kColumns<T>]) {
+  if (takes_vectors<T>(span) && column + kColumns<T> <= width) {
+    load_whole<T>(span.data, span.dtype, column, values);
+  } else {
+    load_some<T>(span, column, width, values);
+  }
+}
+
+template <typename T>
+MMFL_DEVICE void store_element(void* data, DType dtype, std::int64_t at, T value) {
+  switch (dtype) {
+    case DType::kFloat64:
+      static_cast<double*>(data)[at] = static_cast<double>(value);
+      break;
+    case DType::kFloat32:
+      static_cast<float*>(data)[at] = static_cast<float>(value);
+      break;
+    case DType::kBFloat16:
+      static_cast<std::uint16_t*>(data)[at] = bfloat16_from_float(static_cast<float>(value));
+      break;
+    case DType::kFloat16:
+      static_cast<std::uint16_t*>(data)[at] = float16_from_float(static_cast<float>(value));
+      break;
+  }
+}
+
+// To columns [column, column + kColumns), as far as they lie below `width`, of the row that starts at element
+// `start` of `data`.
+template <typename T>
+MMFL_DEVICE void store_row(void* data, DType dtype, std::int64_t start, std::int64_t column,
+                           std::int64_t width, const T (&values)[kColumns<T>]) {
+  const std::int64_t first = start + column;
+  const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+  const std::int64_t size = narrow ? 2 : static_cast<std::int64_t>(sizeof(T));
+  char* to = static_cast<char*>(data) + first * size;
+  const bool fits = narrow || (dtype == DType::kFloat64) == (sizeof(T) == 8);
+  const bool whole =
+      fits && column + kColumns<T> <= width &&
+      reinterpret_cast<std::uintptr_t>(to) % static_cast<std::uintptr_t>(size * kColumns<T>) == 0;
+  if (whole && !narrow) {
+    Chunk16 chunk;
+    memcpy(chunk.words, values, sizeof values);
+    store_16_bytes(to, chunk);
+  } else if (whole && kColumns<T> == 4) {
+    Chunk8 chunk{};
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c) {
+      const auto value = static_cast<float>(values[c]);
+      const std::uint32_t bits =
+          dtype == DType::kBFloat16 ? bfloat16_from_float(value) : float16_from_float(value);
+      chunk.words[c / 2] |= bits << (c % 2 * 16);
+    }
+    store_8_bytes(to, chunk);
+  } else {
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c)
+      if (column + c < width) store_element(data, dtype, first + c, values[c]);
+  }
+}
+
 // The last i in [0, count) with starts[i] <= at, for ascending `starts`: the segment that holds `at`.
 MMFL_DEVICE std::int64_t segment_of(const std::int64_t* starts, std::int64_t count, std::int64_t at) {
   std::int64_t low = 0, high = count;

@@ -32,6 +32,7 @@ struct CrossGramSqArgs {
   bool normalise_rows;  // scale every row to unit length; one no longer than 1e-12 becomes 0
   double* out;          // [B, K, K]
   int threads;
+  bool tf32;  // a GPU may round the factors of its products to tf32
 };
 
 // Working memory: 32 MiB, or one 64 x 64 tile per view if that is more; K^2 doubles are not counted.

@@ -1,10 +1,10 @@
 // A warp holds the products of its rows in registers and reads columns straight into the layout of the
-// matrix instructions: nothing is staged in shared memory and nothing waits for another warp. Lane l of a
-// warp holds columns of row l / 4 of every panel of 8 rows; for the product X X^T the same registers are the
-// left and the right operand. README.md beside this file derives the shifts.
+// matrix instructions: nothing is staged in shared memory and nothing waits for another warp. For the product
+// X X^T the same registers are the left and the right operand. README.md beside this file derives the shifts.
 #pragma once
 
 #include "common/block_sum.cuh"
+#include "common/products.cuh"
 #include "common/row_chunk.cuh"
 #include "gram/gram_plan.h"
 
@@ -16,134 +16,6 @@ constexpr std::int64_t kFlushColumns = 8192;
 // Elements of a row from which its mean is estimated.
 constexpr std::int64_t kSampleRuns = 256;
 constexpr std::int64_t kSampleRun = 64;
-
-// Sums of products of kLeft panels with kRight; of a panel set with itself when kDiagonal, and then only
-// those on and above the diagonal of the 16 x 8 tiles.
-template <typename T, int kLeft, int kRight, bool kDiagonal>
-struct Products;
-
-// `add` takes the first kPerStep columns of its operands.
-//
-// In float a factor is split in two tf32 numbers, x = high + low + O(2^-22 x), and the product of the two low
-// parts is left out. The matrix unit rounds towards zero, so it adds three products and no more.
-template <int kLeft, int kRight, bool kDiagonal>
-struct Products<float, kLeft, kRight, kDiagonal> {
-  using Value = float;
-  static constexpr int kPerStep = 2;
-  float sums[kLeft / 2][kRight][4];
-
-  MMFL_DEVICE void clear() {
-#pragma unroll
-    for (int m = 0; m < kLeft / 2; ++m)
-#pragma unroll
-      for (int n = 0; n < kRight; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) sums[m][n][c] = 0;
-  }
-
-  static MMFL_DEVICE void split(float value, std::uint32_t& high, std::uint32_t& low) {
-    high = (bits_of(value) + 0x1000u) & 0xffffe000u;
-    low = bits_of(value - float_from_bits(high)) + 0x1000u;
-  }
-
-  template <int kPanels>
-  struct Operand {
-    std::uint32_t high[kPanels][2];
-    std::uint32_t low[kPanels][2];
-    template <int kWidth>
-    MMFL_DEVICE explicit Operand(const float (&rows)[kPanels][kWidth]) {
-#pragma unroll
-      for (int i = 0; i < kPanels; ++i)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) split(rows[i][k], high[i][k], low[i][k]);
-    }
-  };
-
-  template <int kWidth>
-  MMFL_DEVICE void add(const float (&left)[kLeft][kWidth], const float (&right)[kRight][kWidth]) {
-    const Operand<kLeft> a(left);
-    if constexpr (kDiagonal) {
-      multiply(a, a);
-    } else {
-      multiply(a, Operand<kRight>(right));
-    }
-  }
-
-  MMFL_DEVICE void multiply(const Operand<kLeft>& a, const Operand<kRight>& b) {
-#pragma unroll
-    for (int m = 0; m < kLeft / 2; ++m) {
-      const std::uint32_t high[4] = {a.high[2 * m][0], a.high[2 * m + 1][0], a.high[2 * m][1],
-                                     a.high[2 * m + 1][1]};
-      const std::uint32_t low[4] = {a.low[2 * m][0], a.low[2 * m + 1][0], a.low[2 * m][1],
-                                    a.low[2 * m + 1][1]};
-#pragma unroll
-      for (int n = kDiagonal ? 2 * m : 0; n < kRight; ++n) {
-        float product[4] = {};
-        multiply_add_tf32(product, low, b.high[n]);
-        multiply_add_tf32(product, high, b.low[n]);
-        multiply_add_tf32(product, high, b.high[n]);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) sums[m][n][c] += product[c];
-      }
-    }
-  }
-
-  // visit(row, column, sum) of every product this lane holds.
-  template <typename Visit>
-  MMFL_DEVICE void each(Visit visit) const {
-    const int lane = thread() % kWarp;
-#pragma unroll
-    for (int m = 0; m < kLeft / 2; ++m)
-#pragma unroll
-      for (int n = kDiagonal ? 2 * m : 0; n < kRight; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          visit(16 * m + lane / 4 + c / 2 * 8, 8 * n + lane % 4 * 2 + c % 2, sums[m][n][c]);
-  }
-};
-
-// IEEE products and sums.
-template <int kLeft, int kRight, bool kDiagonal>
-struct Products<double, kLeft, kRight, kDiagonal> {
-  using Value = double;
-  static constexpr int kPerStep = 1;
-  double sums[kLeft][kRight][2];
-
-  MMFL_DEVICE void clear() {
-#pragma unroll
-    for (int m = 0; m < kLeft; ++m)
-#pragma unroll
-      for (int n = 0; n < kRight; ++n) sums[m][n][0] = sums[m][n][1] = 0;
-  }
-
-  template <int kWidth>
-  MMFL_DEVICE void add(const double (&left)[kLeft][kWidth], const double (&right)[kRight][kWidth]) {
-#pragma unroll
-    for (int m = 0; m < kLeft; ++m)
-#pragma unroll
-      for (int n = kDiagonal ? m : 0; n < kRight; ++n) multiply_add_f64(sums[m][n], left[m][0], right[n][0]);
-  }
-
-  template <typename Visit>
-  MMFL_DEVICE void each(Visit visit) const {
-    const int lane = thread() % kWarp;
-#pragma unroll
-    for (int m = 0; m < kLeft; ++m)
-#pragma unroll
-      for (int n = kDiagonal ? m : 0; n < kRight; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) visit(8 * m + lane / 4, 8 * n + lane % 4 * 2 + c, sums[m][n][c]);
-  }
-};
-
-// The next columns in the place of the first.
-template <int kCount, typename T, int kPanels, int kWidth>
-MMFL_DEVICE void drop_columns(T (&rows)[kPanels][kWidth]) {
-#pragma unroll
-  for (int i = 0; i < kPanels; ++i)
-#pragma unroll
-    for (int c = 0; c + kCount < kWidth; ++c) rows[i][c] = rows[i][c + kCount];
-}
 
 // The column means of a warp's rows, subtracted from them. Differences from the first row, so that equal rows
 // become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are zero.
@@ -329,7 +201,7 @@ MMFL_DEVICE void flush_products(Sums& products, std::int64_t side, bool fresh, d
 }
 
 // All products of up to 16 * kTiles rows over one split of the columns.
-template <typename T, int kTiles>
+template <typename T, int kTiles, bool kTf32>
 MMFL_DEVICE void gram_rows(const GramDevice& args) {
   constexpr int kPanels = 2 * kTiles, kVectors = 4 / kTiles;
   const std::int64_t split = block_x() * kGramWarps + thread() / kWarp;
@@ -338,7 +210,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args) {
 
   LaneRows<T, kPanels, kVectors> rows(args, 0);
   Walk<T, kVectors> walk(args, split);
-  Products<T, kPanels, kPanels, true> products;
+  Products<T, kPanels, kPanels, true, kTf32> products;
   products.clear();
   rows.enter(walk.segment);
   bool fresh = true;
@@ -367,7 +239,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args) {
 }
 
 // The products of one pair of groups of rows over one split of the columns.
-template <typename T>
+template <typename T, bool kTf32>
 MMFL_DEVICE void gram_pairs(const GramDevice& args) {
   constexpr int kPanels = kGramGroup / 8;
   const std::int64_t groups = args.side / kGramGroup;
@@ -380,7 +252,7 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
 
   LaneRows<T, kPanels, 1> left(args, first_left), right(args, first_right);
   Walk<T, 1> walk(args, block_y());
-  Products<T, kPanels, kPanels, false> products;
+  Products<T, kPanels, kPanels, false, kTf32> products;
   products.clear();
   left.enter(walk.segment);
   right.enter(walk.segment);
@@ -532,7 +404,6 @@ MMFL_DEVICE void gram_average(const GramDevice& args, GramBlockSum& shared) {
 MMFL_DEVICE void gram_finish(const GramDevice& args, GramBlockSum& shared) {
   const Joined joined{args};
   const std::int64_t i = block_x();
-  const double nan = static_cast<double>(float_from_bits(0x7fc00000u));
   const auto mean_of = [&](std::int64_t k) {
     if (!args.centre_rows) return 0.0;
     return static_cast<double>(args.shift[k]) + joined.row_sum(k) / static_cast<double>(args.columns);
@@ -554,9 +425,10 @@ MMFL_DEVICE void gram_finish(const GramDevice& args, GramBlockSum& shared) {
     double value = joined.product(i, j);
     if (args.mean_origin) value = value - (args.average[i] + args.average[j]) + grand;
     if (i == j && value < 0) value = 0;
-    args.gram[i * args.rows + j] = joined.bad(i) || joined.bad(j) ? nan : value;
+    args.gram[i * args.rows + j] = joined.bad(i) || joined.bad(j) ? quiet_nan<double>() : value;
   }
-  if (thread() == 0) args.row_mean[i] = args.centre_rows && joined.bad(i) ? nan : mean_of(i) - mean;
+  if (thread() == 0)
+    args.row_mean[i] = args.centre_rows && joined.bad(i) ? quiet_nan<double>() : mean_of(i) - mean;
 }
 
 }  // namespace device

@@ -18,6 +18,7 @@ struct GramArgs {
   std::int64_t segments;
   bool mean_origin;  // subtract the centroid of the finite rows
   bool centre_rows;  // then subtract from every row the mean of its own elements
+  bool tf32;         // a GPU may round the factors of its products to tf32
   double* gram;      // [K, K]
   double* row_mean;  // [K] what centre_rows subtracted, 0 without it
   int threads;

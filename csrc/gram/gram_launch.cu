@@ -7,16 +7,16 @@
 namespace mmfl {
 namespace {
 
-template <typename T, int kTiles>
+template <typename T, int kTiles, bool kTf32>
 __global__ void __launch_bounds__(kGramThreads, kTiles == 1 ? 2 : 1)
     gram_rows_kernel(const __grid_constant__ GramDevice args) {
-  device::gram_rows<T, kTiles>(args);
+  device::gram_rows<T, kTiles, kTf32>(args);
 }
 
-template <typename T>
+template <typename T, bool kTf32>
 __global__ void __launch_bounds__(kGramThreads, 1)
     gram_pairs_kernel(const __grid_constant__ GramDevice args) {
-  device::gram_pairs<T>(args);
+  device::gram_pairs<T, kTf32>(args);
 }
 
 template <typename T>
@@ -49,7 +49,7 @@ __global__ void gram_finish_kernel(const __grid_constant__ GramDevice args) {
   device::gram_finish(args, shared);
 }
 
-template <typename T>
+template <typename T, bool kTf32>
 void launch_products(const GramPlan& plan, cudaStream_t stream) {
   const GramDevice& args = plan.device;
   const auto blocks = [](std::int64_t warps) {
@@ -57,19 +57,19 @@ void launch_products(const GramPlan& plan, cudaStream_t stream) {
   };
   switch (plan.tiles) {
     case 0:
-      gram_pairs_kernel<T>
+      gram_pairs_kernel<T, kTf32>
           <<<dim3(blocks(plan.pairs), static_cast<unsigned>(args.splits)), kGramThreads, 0, stream>>>(args);
       break;
     case 1:
-      gram_rows_kernel<T, 1><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+      gram_rows_kernel<T, 1, kTf32><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
       break;
     case 2:
-      gram_rows_kernel<T, 2><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+      gram_rows_kernel<T, 2, kTf32><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
       break;
     default:
       // plan_gram gives 64 rows of doubles to pairs: their products do not fit the registers of a warp.
       if constexpr (sizeof(T) == 4)
-        gram_rows_kernel<T, 4><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+        gram_rows_kernel<T, 4, kTf32><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
   }
 }
 
@@ -85,7 +85,11 @@ void launch_gram(const GramPlan& plan, cudaStream_t stream) {
     gram_sample_kernel<<<rows, kGramThreads, 0, stream>>>(args);
     gram_shift_kernel<<<1, kGramThreads, 0, stream>>>(args);
   }
-  launch_products<T>(plan, stream);
+  if (sizeof(T) == 4 && args.tf32) {
+    launch_products<T, sizeof(T) == 4>(plan, stream);
+  } else {
+    launch_products<T, false>(plan, stream);
+  }
   const std::int64_t entries = args.side * (args.side + 1);
   gram_join_kernel<<<static_cast<unsigned>((entries + 31) / 32), kGramThreads, 0, stream>>>(args);
   if (args.mean_origin) gram_average_kernel<<<rows, kGramThreads, 0, stream>>>(args);

@@ -57,6 +57,7 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
       1, std::min({most, one > 0 ? kPartialBytes / one : 1, steps.back() / kShortestSplit}));
   device.mean_origin = args.mean_origin;
   device.centre_rows = args.centre_rows;
+  device.tf32 = args.tf32;
   device.gram = args.gram;
   device.row_mean = args.row_mean;
 

@@ -33,6 +33,7 @@ struct GramDevice {
   std::int64_t splits;   // runs of steps that are summed apart
   bool mean_origin;
   bool centre_rows;
+  bool tf32;
 };
 
 // How a call is cut, where its arrays lie in the workspace, and the tables that go to its head: from shapes

@@ -3,7 +3,8 @@
 // have arrived. Between two barriers the threads run one after the other, so a body that lacks a barrier
 // reads what nobody has written yet. Shared memory starts as NaN for that reason.
 //
-// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() do nothing, which a test needs to see it missed.
+// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() do nothing, which a test needs to see it missed: in
+// the launch whose number the environment variable of that name gives, or in all.
 #pragma once
 
 #include <ucontext.h>
@@ -34,7 +35,8 @@ namespace emulation {
 constexpr int kWarp = 32;
 constexpr std::size_t kStackBytes = std::size_t{1} << 18;
 
-// In which order the threads of a block run between two barriers. A result that depends on it is a race.
+// In which order the threads of a block run between two barriers, and the blocks. A result that depends on it
+// is a race.
 enum class Order { kForward, kBackward };
 
 [[noreturn]] inline void fail(const char* message) {
@@ -42,13 +44,31 @@ enum class Order { kForward, kBackward };
   std::exit(3);
 }
 
+// Of the launch that runs, counted from 0.
+inline int& launch_number() {
+  static int number = -1;
+  return number;
+}
+
+inline bool lacks_block_barrier() {
+#if defined(MMFL_EMULATE_WITHOUT_BLOCK_BARRIER)
+  static const char* const number = std::getenv("MMFL_EMULATE_WITHOUT_BLOCK_BARRIER");
+  return number == nullptr || std::atoi(number) == launch_number();
+#else
+  return false;
+#endif
+}
+
 class Block {
  public:
   Block(int threads, Order order, std::function<void()> body)
       : order_(order), body_(std::move(body)), fibres_(static_cast<std::size_t>(threads)) {
     if (threads % kWarp != 0) fail("a block must hold whole warps");
-    exchange_.resize(fibres_.size());
-    for (Fibre& fibre : fibres_) fibre.stack.reset(new char[kStackBytes]);
+    exchange_.resize(2 * fibres_.size());
+    // Blocks follow one another, so they share their stacks.
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (stacks.size() < fibres_.size()) stacks.emplace_back(new char[kStackBytes]);
+    for (std::size_t i = 0; i < fibres_.size(); ++i) fibres_[i].stack = stacks[i].get();
   }
 
   static Block& current() { return *current_block(); }
@@ -59,13 +79,14 @@ class Block {
     current_block() = this;
     for (Fibre& fibre : fibres_) {
       getcontext(&fibre.context);
-      fibre.context.uc_stack.ss_sp = fibre.stack.get();
+      fibre.context.uc_stack.ss_sp = fibre.stack;
       fibre.context.uc_stack.ss_size = kStackBytes;
       fibre.context.uc_link = nullptr;
       makecontext(&fibre.context, &Block::enter, 0);
       fibre.state = State::kReady;
+      fibre.exchanges = 0;
     }
-    while (run_ready() || release()) {
+    while (run_warps() || release(State::kAtBlock, 0, fibres_.size())) {
     }
     for (const Fibre& fibre : fibres_)
       if (fibre.state != State::kDone) fail("a barrier is met by some threads and not by others");
@@ -83,25 +104,26 @@ class Block {
   auto exchange(const Value& value, Read read) {
     static_assert(sizeof(Value) <= sizeof(Slot), "larger than a slot");
     const int lane = running_ % kWarp;
-    Slot* slots = exchange_.data() + (running_ - lane);
+    // Two sets of slots in turn: nobody is more than one exchange ahead of who still reads the other set.
+    const unsigned set = fibres_[static_cast<std::size_t>(running_)].exchanges++ % 2;
+    Slot* slots = exchange_.data() + set * fibres_.size() + (running_ - lane);
     std::memcpy(slots[lane].bytes, &value, sizeof value);
     sync_warp();
-    const auto result = read([slots](int other) {
+    return read([slots](int other) {
       Value shown;
       std::memcpy(&shown, slots[other].bytes, sizeof shown);
       return shown;
     });
-    sync_warp();
-    return result;
   }
 
  private:
   enum class State { kReady, kAtBlock, kAtWarp, kDone };
   struct Fibre {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    char* stack = nullptr;
     void* fake_stack = nullptr;
     State state = State::kDone;
+    unsigned exchanges = 0;
   };
   struct Slot {
     unsigned char bytes[32];
@@ -146,17 +168,30 @@ class Block {
 #endif
   }
 
-  bool run_ready() {
+  // One warp after the other, each as far as it gets without the rest of the block: a warp that is far ahead
+  // of another shows what a barrier fails to keep apart.
+  bool run_warps() {
     bool any = false;
-    const int count = static_cast<int>(fibres_.size());
-    for (int i = 0; i < count; ++i) {
-      running_ = order_ == Order::kForward ? i : count - 1 - i;
+    const int warps = static_cast<int>(fibres_.size()) / kWarp;
+    for (int i = 0; i < warps; ++i) {
+      const int first = kWarp * (order_ == Order::kForward ? i : warps - 1 - i);
+      while (run_ready(first) || release(State::kAtWarp, static_cast<std::size_t>(first),
+                                         static_cast<std::size_t>(first + kWarp)))
+        any = true;
+    }
+    return any;
+  }
+
+  bool run_ready(int first) {
+    bool any = false;
+    for (int i = 0; i < kWarp; ++i) {
+      running_ = first + (order_ == Order::kForward ? i : kWarp - 1 - i);
       Fibre& fibre = fibres_[static_cast<std::size_t>(running_)];
       if (fibre.state != State::kReady) continue;
       any = true;
 #if defined(__SANITIZE_ADDRESS__)
       void* fake_stack = nullptr;
-      __sanitizer_start_switch_fiber(&fake_stack, fibre.stack.get(), kStackBytes);
+      __sanitizer_start_switch_fiber(&fake_stack, fibre.stack, kStackBytes);
       swapcontext(&scheduler_, &fibre.context);
       __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #else
@@ -167,13 +202,6 @@ class Block {
   }
 
   // Lets those go on whose barrier is complete: all threads that have not returned stand at it.
-  bool release() {
-    bool any = false;
-    for (std::size_t first = 0; first < fibres_.size(); first += kWarp)
-      any = release(State::kAtWarp, first, first + kWarp) || any;
-    return any || release(State::kAtBlock, 0, fibres_.size());
-  }
-
   bool release(State state, std::size_t first, std::size_t end) {
     bool any = false;
     for (std::size_t i = first; i < end; ++i) {
@@ -201,13 +229,13 @@ class Block {
 // with `shared` filled with NaN before each block.
 template <typename Shared, typename Body>
 void run_grid(std::int64_t grid_x, std::int64_t grid_y, int threads, Order order, Body body) {
+  ++launch_number();
   std::unique_ptr<Shared> shared(new Shared);
   Block block(threads, order, [&] { body(*shared); });
-  for (std::int64_t y = 0; y < grid_y; ++y) {
-    for (std::int64_t x = 0; x < grid_x; ++x) {
-      std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));
-      block.run(x, y);
-    }
+  for (std::int64_t i = 0; i < grid_x * grid_y; ++i) {
+    const std::int64_t number = order == Order::kForward ? i : grid_x * grid_y - 1 - i;
+    std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(Shared));
+    block.run(number % grid_x, number / grid_x);
   }
 }
 
@@ -224,9 +252,7 @@ inline std::int64_t block_x() { return emulation::Block::current().x(); }
 inline std::int64_t block_y() { return emulation::Block::current().y(); }
 
 inline void sync_block() {
-#if !defined(MMFL_EMULATE_WITHOUT_BLOCK_BARRIER)
-  emulation::Block::current().sync_block();
-#endif
+  if (!emulation::lacks_block_barrier()) emulation::Block::current().sync_block();
 }
 
 template <typename T>
@@ -281,6 +307,42 @@ inline void multiply_add_tf32(float (&d)[4], const std::uint32_t (&a)[4], const 
   std::memcpy(d, sums.of, sizeof sums.of);
 }
 
+template <typename Decode>
+void multiply_add_16_bit(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                         Decode decode) {
+  Tf32Operands mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  std::memcpy(mine.b, b, sizeof mine.b);
+  const int group = thread() % emulation::kWarp / 4, place = thread() % 4;
+  struct Sums {
+    float of[4];
+  };
+  const Sums sums = emulation::Block::current().exchange(mine, [&](auto of) {
+    Sums result;
+    for (int c = 0; c < 4; ++c) {
+      const int upper = c / 2, column = 2 * place + c % 2;
+      float sum = d[c];
+      for (int k = 0; k < 16; ++k) {
+        const std::uint32_t left = of(4 * group + k % 8 / 2).a[upper + k / 8 * 2];
+        const std::uint32_t right = of(4 * column + k % 8 / 2).b[k / 8];
+        sum += decode(static_cast<std::uint16_t>(left >> (k % 2 * 16))) *
+               decode(static_cast<std::uint16_t>(right >> (k % 2 * 16)));
+      }
+      result.of[c] = sum;
+    }
+    return result;
+  });
+  std::memcpy(d, sums.of, sizeof sums.of);
+}
+
+inline void multiply_add_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  multiply_add_16_bit(d, a, b, [](std::uint16_t bits) { return emulated::float_from_bfloat16(bits); });
+}
+
+inline void multiply_add_f16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  multiply_add_16_bit(d, a, b, [](std::uint16_t bits) { return float_from_float16(bits); });
+}
+
 struct DoubleOperands {
   double a;
   double b;
@@ -326,8 +388,10 @@ void store_aligned(void* to, const Chunk& chunk) {
 
 inline Chunk16 load_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
 inline Chunk8 load_8_bytes(const void* from) { return load_aligned<Chunk8>(from); }
+inline Chunk16 read_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
 inline void store_16_bytes(void* to, const Chunk16& chunk) { store_aligned(to, chunk); }
 inline void store_8_bytes(void* to, const Chunk8& chunk) { store_aligned(to, chunk); }
+inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 inline void prefetch(const void*) {}
 inline void keep_order() {}
 

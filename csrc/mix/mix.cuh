@@ -35,16 +35,6 @@ MMFL_DEVICE void mix_members(const MixDevice& args, MixBlockSum& shared) {
   if (thread() == 0) args.members[args.rows] = count;
 }
 
-template <typename T>
-MMFL_DEVICE void load_row(const Span& span, std::int64_t column, std::int64_t width,
-                          T (&values)[kColumns<T>]) {
-  if (takes_vectors<T>(span) && column + kColumns<T> <= width) {
-    load_whole<T>(span.data, span.dtype, column, values);
-  } else {
-    load_some<T>(span, column, width, values);
-  }
-}
-
 // The mean of the rows that take part.
 template <typename T>
 MMFL_DEVICE void mix_centre(const MixDevice& args, const Span* spans, std::int64_t column, std::int64_t width,
@@ -60,56 +50,6 @@ MMFL_DEVICE void mix_centre(const MixDevice& args, const Span* spans, std::int64
   const double members = args.members[args.rows];
 #pragma unroll
   for (int c = 0; c < kColumns<T>; ++c) centre[c] = members > 0 ? static_cast<T>(sums[c] / members) : T(0);
-}
-
-template <typename T>
-MMFL_DEVICE void store_element(const RowBlock& output, std::int64_t at, T value) {
-  void* data = const_cast<void*>(output.data);
-  switch (output.dtype) {
-    case DType::kFloat64:
-      static_cast<double*>(data)[at] = static_cast<double>(value);
-      break;
-    case DType::kFloat32:
-      static_cast<float*>(data)[at] = static_cast<float>(value);
-      break;
-    case DType::kBFloat16:
-      static_cast<std::uint16_t*>(data)[at] = bfloat16_from_float(static_cast<float>(value));
-      break;
-    case DType::kFloat16:
-      static_cast<std::uint16_t*>(data)[at] = float16_from_float(static_cast<float>(value));
-      break;
-  }
-}
-
-template <typename T>
-MMFL_DEVICE void store_row(const RowBlock& output, std::int64_t row, std::int64_t column, std::int64_t width,
-                           const T (&values)[kColumns<T>]) {
-  const std::int64_t first = row * output.row_stride + column;
-  const bool narrow = output.dtype == DType::kBFloat16 || output.dtype == DType::kFloat16;
-  const std::int64_t size = narrow ? 2 : static_cast<std::int64_t>(sizeof(T));
-  char* to = static_cast<char*>(const_cast<void*>(output.data)) + first * size;
-  const bool whole =
-      column + kColumns<T> <= width &&
-      reinterpret_cast<std::uintptr_t>(to) % static_cast<std::uintptr_t>(size * kColumns<T>) == 0;
-  if (whole && !narrow) {
-    Chunk16 chunk;
-    memcpy(chunk.words, values, sizeof values);
-    store_16_bytes(to, chunk);
-  } else if (whole) {
-    Chunk8 chunk{};
-#pragma unroll
-    for (int c = 0; c < kColumns<T>; ++c) {
-      const auto value = static_cast<float>(values[c]);
-      const std::uint32_t bits =
-          output.dtype == DType::kBFloat16 ? bfloat16_from_float(value) : float16_from_float(value);
-      chunk.words[c / 2] |= bits << (c % 2 * 16);
-    }
-    store_8_bytes(to, chunk);
-  } else {
-#pragma unroll
-    for (int c = 0; c < kColumns<T>; ++c)
-      if (column + c < width) store_element(output, first + c, values[c]);
-  }
 }
 
 // kOutputs of the outputs on one tile of columns.
@@ -186,7 +126,9 @@ MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared
     T values[kColumns<T>];
 #pragma unroll
     for (int c = 0; c < kColumns<T>; ++c) values[c] = static_cast<T>(totals[r][c]);
-    store_row(args.outputs[segment], first + r, column, width, values);
+    const RowBlock& output = args.outputs[segment];
+    store_row(const_cast<void*>(output.data), output.dtype, (first + r) * output.row_stride, column, width,
+              values);
   }
 }
 

@@ -34,6 +34,7 @@ struct PrototypeLossArgs {
   double temperature;
   bool normalise;
   bool in_double;  // type of the arithmetic, of loss, log_sum and loss_gradient
+  bool tf32;       // a GPU may round the factors of its products to tf32
   int threads;
 };
 

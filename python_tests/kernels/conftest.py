@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
+
+from mmfl_fast.kernels.rows import DTYPE_CODES
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
 
 
 @dataclass(frozen=True)
@@ -79,3 +90,108 @@ def assert_accurate() -> Any:
         assert error <= bound, f"error {error:.3g}, bound {bound:.3g}"
 
     return check
+
+
+def _packed(part: int | float | bytes | Tensor | None) -> bytes:
+    """As the programs of ``compile_kernels`` read it; a tensor keeps its strides."""
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, int):
+        return np.int64(part).tobytes()
+    if isinstance(part, float):
+        return np.float64(part).tobytes()
+    if part is None or part.numel() == 0:
+        code = 0 if part is None else DTYPE_CODES.get(part.dtype, 0)
+        return np.array((code, *[0] * 6), dtype=np.int64).tobytes()
+    size, strides = part.element_size(), part.stride()
+    reach = sum((length - 1) * stride for length, stride in zip(part.shape, strides, strict=True))
+    # The first element keeps its alignment, and behind the last one nothing follows.
+    front, first = part.data_ptr() % 16, part.storage_offset() * size
+    whole = torch.empty(0, dtype=torch.uint8).set_(part.untyped_storage())
+    contents = whole[first : first + (reach + 1) * size].numpy().tobytes()
+    header = (
+        DTYPE_CODES.get(part.dtype, 0),
+        *strides,
+        *[0] * (4 - len(strides)),
+        front,
+        front + len(contents),
+    )
+    return np.array(header, dtype=np.int64).tobytes() + bytes(front) + contents
+
+
+def _compiled(
+    folder: Path, name: str, *options: str, plans: tuple[str, ...] = ()
+) -> Callable[..., npt.NDArray[np.float64]]:
+    program = folder / name
+    sources = [HERE / f"emulated_{name}.cpp", CSRC / "common/row_table.cpp"]
+    sources += [CSRC / plan / f"{plan}_plan.cpp" for plan in (name, *plans)]
+    subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{CSRC}",
+         *options, *map(str, sources), "-o", str(program)],
+        check=True,
+    )  # fmt: skip
+
+    def run(
+        *parts: int | float | bytes | Tensor | None, without_barrier: int | None = None
+    ) -> npt.NDArray[np.float64]:
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        if without_barrier is not None:
+            environment["MMFL_EMULATE_WITHOUT_BLOCK_BARRIER"] = str(without_barrier)
+        case = b"".join(_packed(part) for part in parts)
+        done = subprocess.run([program], input=case, capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return np.frombuffer(done.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def compile_kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``compile_kernels(primitive, sanitized, plans=())``: the bodies of CUDA kernels on the CPU.
+
+    Sanitized, or able to do ``without_barrier``, which is the number of a launch, the barriers of its blocks;
+    ``plans`` names further primitives whose plans it needs. It takes the parts of a case and returns what the
+    program wrote.
+    """
+
+    def compiled(name: str, sanitized: bool, plans: tuple[str, ...] = ()) -> Any:
+        options = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        if not sanitized:
+            options = ["-DMMFL_EMULATE_WITHOUT_BLOCK_BARRIER"]
+        return _compiled(tmp_path_factory.mktemp(name), name, *options, plans=plans)
+
+    return compiled
+
+
+@pytest.fixture
+def launches_with_barriers() -> Any:
+    """``launches_with_barriers(program, case, launches)``: those that go wrong without their barriers.
+
+    ``case(run)`` calls ``run`` once; ``program`` is not sanitized.
+    """
+
+    def outcome(program: Any, case: Callable[[Any], object], launch: int) -> npt.NDArray[np.float64]:
+        outputs = []
+
+        def run(*parts: Any) -> npt.NDArray[np.float64]:
+            outputs.append(program(*parts, without_barrier=launch))
+            return outputs[0]
+
+        case(run)
+        return outputs[0]
+
+    def missed(program: Any, case: Callable[[Any], object], launches: int) -> list[int]:
+        whole = outcome(program, case, -1)
+        assert np.isfinite(whole).all()
+        found = []
+        for launch in range(launches):
+            try:
+                same = np.array_equal(outcome(program, case, launch), whole)
+            except AssertionError:
+                # The program died of what nobody had written yet.
+                same = False
+            if not same:
+                found.append(launch)
+        return found
+
+    return missed

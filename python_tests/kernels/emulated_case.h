@@ -35,6 +35,13 @@ class Case {
     std::vector<Bytes> memory;
   };
 
+  struct Tensor {
+    const void* data = nullptr;
+    mmfl::DType dtype = mmfl::DType::kFloat64;  // of numbers; else only their bytes are known
+    std::int64_t strides[4] = {0, 0, 0, 0};
+    Bytes memory;
+  };
+
   std::int64_t number() {
     std::int64_t value = 0;
     read(&value, sizeof value);
@@ -66,6 +73,20 @@ class Case {
     return rows;
   }
 
+  // Dtype, four strides, offset of the first element in bytes, size of the memory in bytes (0: null) and its
+  // contents.
+  Tensor tensor() {
+    Tensor tensor;
+    tensor.dtype = static_cast<mmfl::DType>(number());
+    for (std::int64_t& stride : tensor.strides) stride = number();
+    const std::int64_t front = number(), bytes = number();
+    if (bytes == 0) return tensor;
+    tensor.memory = nan_filled(bytes);
+    read(tensor.memory.get(), static_cast<std::size_t>(bytes));
+    tensor.data = tensor.memory.get() + front;
+    return tensor;
+  }
+
  private:
   void read(void* to, std::size_t bytes) {
     if (std::fread(to, 1, bytes, stdin) != bytes) mmfl::emulation::fail("the case ends early");
@@ -73,5 +94,5 @@ class Case {
 };
 
 inline void write_out(const std::vector<double>& values) {
-  std::fwrite(values.data(), sizeof(double), values.size(), stdout);
+  if (!values.empty()) std::fwrite(values.data(), sizeof(double), values.size(), stdout);
 }

@@ -1,60 +1,11 @@
-// Runs the kernels of gram.cuh on the CPU as gram_launch.cu would on a GPU: a case from stdin, gram [K, K]
-// and row_mean [K] to stdout.
-#include "emulated_case.h"
-#include "gram/gram.cuh"
-
-namespace {
-
-using mmfl::emulation::Order;
-using mmfl::emulation::run_grid;
-using BlockSum = mmfl::device::GramBlockSum;
-
-struct Nothing {};
-
-template <typename T>
-void run_products(const mmfl::GramPlan& plan, Order order) {
-  const mmfl::GramDevice& args = plan.device;
-  const auto blocks = [](std::int64_t warps) { return (warps + mmfl::kGramWarps - 1) / mmfl::kGramWarps; };
-  const std::int64_t x = plan.tiles == 0 ? blocks(plan.pairs) : blocks(args.splits);
-  const std::int64_t y = plan.tiles == 0 ? args.splits : 1;
-  run_grid<Nothing>(x, y, mmfl::kGramThreads, order, [&](Nothing&) {
-    if (plan.tiles == 0) return mmfl::device::gram_pairs<T>(args);
-    if (plan.tiles == 1) return mmfl::device::gram_rows<T, 1>(args);
-    if (plan.tiles == 2) return mmfl::device::gram_rows<T, 2>(args);
-    if constexpr (sizeof(T) == 4) mmfl::device::gram_rows<T, 4>(args);
-  });
-}
-
-template <typename T>
-void run(const mmfl::GramPlan& plan, Order order) {
-  const mmfl::GramDevice& args = plan.device;
-  constexpr int kThreads = mmfl::kGramThreads;
-  if (plan.own_centroid)
-    run_grid<Nothing>((args.columns + kThreads - 1) / kThreads, 1, kThreads, order,
-                      [&](Nothing&) { mmfl::device::gram_centroid<T>(args); });
-  if (args.centre_rows) {
-    run_grid<BlockSum>(args.rows, 1, kThreads, order,
-                       [&](BlockSum& shared) { mmfl::device::gram_sample(args, shared); });
-    run_grid<BlockSum>(1, 1, kThreads, order,
-                       [&](BlockSum& shared) { mmfl::device::gram_shift(args, shared); });
-  }
-  run_products<T>(plan, order);
-  run_grid<mmfl::device::JoinSums>(
-      (args.side * (args.side + 1) + 31) / 32, 1, kThreads, order,
-      [&](mmfl::device::JoinSums& shared) { mmfl::device::gram_join(args, shared); });
-  if (args.mean_origin)
-    run_grid<BlockSum>(args.rows, 1, kThreads, order,
-                       [&](BlockSum& shared) { mmfl::device::gram_average(args, shared); });
-  run_grid<BlockSum>(args.rows, 1, kThreads, order,
-                     [&](BlockSum& shared) { mmfl::device::gram_finish(args, shared); });
-}
-
-}  // namespace
+// A case of gram from stdin, gram [K, K] and row_mean [K] to stdout.
+#include "emulated_gram.h"
 
 int main() {
   Case input;
   const bool mean_origin = input.number() != 0, centre_rows = input.number() != 0;
-  const bool has_origin = input.number() != 0;
+  const bool has_origin = input.number() != 0, tf32 = input.number() != 0;
+  using mmfl::emulation::Order;
   const Order order = input.number() != 0 ? Order::kBackward : Order::kForward;
   const Case::Rows rows = input.rows();
   const Case::Rows origin = has_origin ? input.rows() : Case::Rows{};
@@ -69,18 +20,10 @@ int main() {
   args.segments = static_cast<std::int64_t>(rows.widths.size());
   args.mean_origin = mean_origin;
   args.centre_rows = centre_rows;
+  args.tf32 = tf32;
   args.gram = gram.data();
   args.row_mean = row_mean.data();
-  mmfl::GramPlan plan;
-  if (mmfl::plan_gram(args, plan) != mmfl::Status::kOk) mmfl::emulation::fail("refused");
-  const auto workspace = nan_filled(plan.workspace_bytes);
-  mmfl::place_gram(workspace.get(), plan);
-  std::memcpy(workspace.get(), plan.tables.data(), plan.tables.size());
-  if (plan.in_double) {
-    run<double>(plan, order);
-  } else {
-    run<float>(plan, order);
-  }
+  emulated_gram::run(args, order);
   write_out(gram);
   write_out(row_mean);
   return 0;

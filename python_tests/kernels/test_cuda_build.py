@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
+CHIPS = ["80", "90a", "100"]
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.glob("*/*_launch.cu"))
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -35,15 +39,29 @@ def spilled_bytes(report: str) -> dict[str, int]:
 
 
 def test_there_are_kernels() -> None:
-    assert {"gram/gram_launch.cu", "mix/mix_launch.cu"} <= set(SOURCES)
+    primitives = ("cross_gram_sq", "gram", "mix", "prototype_loss")
+    assert [f"{name}/{name}_launch.cu" for name in primitives] == SOURCES
 
 
-@pytest.mark.parametrize("chip", ["80", "90a", "100"])
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Future[str]]]:
+    """Of every source for every chip, what ``ptxas -v`` will say: they compile side by side."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def report(source: str, chip: str) -> str:
+        target = f"-gencode=arch=compute_{chip},code=sm_{chip}"
+        cubin = folder / f"{Path(source).stem}_{chip}.cubin"
+        return nvcc(source, "-cubin", target, "-Xptxas", "-v", "-o", str(cubin))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {(source, chip): pool.submit(report, source, chip) for chip in CHIPS for source in SOURCES}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_kernel_spills(source: str, chip: str, tmp_path: Path) -> None:
-    target = f"-gencode=arch=compute_{chip},code=sm_{chip}"
-    report = nvcc(source, "-cubin", target, "-Xptxas", "-v", "-o", str(tmp_path / "cubin"))
-    spilled = spilled_bytes(report)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_no_kernel_spills(source: str, chip: str, reports: dict[tuple[str, str], Future[str]]) -> None:
+    spilled = spilled_bytes(reports[source, chip].result())
     assert spilled
     assert {kernel: count for kernel, count in spilled.items() if count > 0} == {}
 
@@ -56,7 +74,10 @@ def test_the_common_ptx(source: str, tmp_path: Path) -> None:
     assert ".entry" in text
     # 16-byte loads through the read-only path.
     assert "ld.global.nc.v4" in text
-    assert ("mma.sync.aligned.m16n8k8.row.col.f32.tf32" in text) == (source == "gram/gram_launch.cu")
+    assert ("mma.sync.aligned.m16n8k8.row.col.f32.tf32" in text) == (source != "mix/mix_launch.cu")
+    for kind in ("bf16", "f16"):
+        instruction = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}"
+        assert (instruction in text) == (source == "prototype_loss/prototype_loss_launch.cu")
 
 
 def test_a_spill_would_be_seen() -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,42 +13,23 @@ import torch
 
 from mmfl_fast.kernels.rows import DTYPE_CODES
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 Array = npt.NDArray[Any]
-Run = Callable[[bytes], npt.NDArray[np.float64]]
+Run = Callable[..., npt.NDArray[np.float64]]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-def compiled(name: str, folder: Path, *options: str) -> Run:
-    program = folder / name
-    sources = [HERE / f"emulated_{name}.cpp", CSRC / name / f"{name}_plan.cpp", CSRC / "common/row_table.cpp"]
-    subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{CSRC}",
-         *options, *map(str, sources), "-o", str(program)],
-        check=True,
-    )  # fmt: skip
-
-    def run(case: bytes) -> npt.NDArray[np.float64]:
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-        done = subprocess.run([program], input=case, capture_output=True, env=environment, check=False)
-        assert done.returncode == 0, done.stderr.decode()
-        return np.frombuffer(done.stdout)
-
-    return run
+@pytest.fixture(scope="module")
+def run_gram(compile_kernels: Any) -> Run:
+    program: Run = compile_kernels("gram", sanitized=True)
+    return program
 
 
 @pytest.fixture(scope="module")
-def run_gram(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return compiled("gram", tmp_path_factory.mktemp("emulation"), *SANITIZERS)
-
-
-@pytest.fixture(scope="module")
-def run_mix(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return compiled("mix", tmp_path_factory.mktemp("emulation"), *SANITIZERS)
+def run_mix(compile_kernels: Any) -> Run:
+    program: Run = compile_kernels("mix", sanitized=True)
+    return program
 
 
 def integers(*values: int) -> bytes:
@@ -93,9 +71,10 @@ def emulated_gram(
     mean_origin: bool = False,
     centre_rows: bool = False,
     backward: bool = False,
+    tf32: bool = False,
     **layout: Any,
 ) -> tuple[Array, Array]:
-    case = integers(mean_origin, centre_rows, len(origin) > 0, backward) + packed(segments, **layout)
+    case = integers(mean_origin, centre_rows, len(origin) > 0, tf32, backward) + packed(segments, **layout)
     result = run(case + packed(origin) if origin else case)
     count = len(segments[0])
     return result[: count * count].reshape(count, count), result[count * count :]
@@ -117,6 +96,16 @@ def test_gram(rows: int, columns: int, dtype: torch.dtype, run_gram: Run) -> Non
         options = {"mean_origin": mean_origin, "centre_rows": centre_rows}
         exact = exact_gram([x], [], **options)
         assert_gram(emulated_gram(run_gram, [x], **options), exact, tolerance)
+
+
+@pytest.mark.parametrize("rows", [7, 40, 66])
+def test_gram_in_tf32_rounds_factors(rows: int, run_gram: Run) -> None:
+    x = torch.randn(rows, 90)
+    exact = exact_gram([x], [], True, False)
+    ours = emulated_gram(run_gram, [x], mean_origin=True, tf32=True)
+    assert_gram(ours, exact, 1e-3)
+    with pytest.raises(AssertionError):
+        assert_gram(ours, exact, 1e-6)
 
 
 @pytest.mark.parametrize("layout", [{"stride": 3}, {"misaligned": True}, {"stride": 2, "misaligned": True}])
@@ -276,15 +265,19 @@ def test_mix_does_not_depend_on_the_order_of_threads(run_mix: Run) -> None:
     )
 
 
-def test_a_missing_barrier_is_seen(tmp_path: Path) -> None:
-    without = "-DMMFL_EMULATE_WITHOUT_BLOCK_BARRIER"
-    run_gram, run_mix = (compiled(name, tmp_path, without) for name in ("gram", "mix"))
+def test_a_missing_barrier_of_gram_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
+    x = torch.randn(5, 300)
+    program = compile_kernels("gram", sanitized=False)
+    # All but the products: the sample, the shift, the join, the averages and the finish.
+    assert launches_with_barriers(
+        program, lambda run: emulated_gram(run, [x], mean_origin=True, centre_rows=True), 6
+    ) == [0, 1, 3, 4, 5]
+
+
+def test_a_missing_barrier_of_mix_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
     x, matrix = torch.randn(5, 300), np.ones((2, 5))
-    gram = exact_gram([x], [], True, True)
-    # Wrong numbers, or a program that died of what nobody had written yet.
-    with pytest.raises(AssertionError):
-        assert_gram(emulated_gram(run_gram, [x], mean_origin=True, centre_rows=True), gram, 1e-3)
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(
-            emulated_mix(run_mix, [x], matrix), exact_mix([x], matrix, None, False), atol=1e-3
-        )
+    program = compile_kernels("mix", sanitized=False)
+    # The members and the tiles.
+    assert launches_with_barriers(
+        program, lambda run: emulated_mix(run, [x], matrix, centre_columns=True), 2
+    ) == [0, 1]

@@ -20,8 +20,9 @@ def cross_gram_sq(
     """Squared Frobenius norms of all cross products.
 
     A matrix with a NaN gives NaN in its own row and column; such entries are constants to the gradient.
-    Products are added in float32 (float64 for float64) over at most 256 terms and in float64 beyond. The
-    working memory of the native kernel is 32 MiB, or 16 KiB per matrix if that is more.
+    Products are added in float32 (float64 for float64) over at most 256 terms, on a GPU 2048, and in float64
+    beyond. The working memory of the native kernel is 32 MiB, or 16 KiB per matrix if that is more; on a GPU
+    at most about 256 MiB, or 16 KiB per matrix.
 
     Args:
         blocks: tensors [k, n, d] of one dtype with any strides; their k add up to K, d may differ.

@@ -124,4 +124,5 @@ cross_gram_sq = register(
         vmap=_vmap,
     ),
     cpu=native.cross_gram_sq,
+    cuda=native.cross_gram_sq_cuda,
 )

@@ -47,7 +47,7 @@ def gram_cuda(
     origin: Sequence[Tensor],
     mean_origin: bool,
     centre_rows: bool,
-    _tf32: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmfl_fast.kernels.gram.gram`. Asynchronous, on the current stream of the blocks' device."""
     device = blocks[0].device
@@ -56,7 +56,8 @@ def gram_cuda(
     row_mean = torch.empty(count, dtype=torch.float64, device=device)
     block_table, _kept_blocks = rows.block_table(blocks, stacked)
     origin_table, _kept_origin = rows.block_table(origin, stacked=False)
-    arguments = (block_table, rows.widths(blocks, segments, stacked), origin_table, mean_origin, centre_rows)
+    widths = rows.widths(blocks, segments, stacked)
+    arguments = (block_table, widths, origin_table, mean_origin, centre_rows, tf32)
     call, _kept_workspace = cuda_call(device, _C.gram_cuda_workspace(*arguments))
     _C.gram_cuda(*arguments, products.data_ptr(), row_mean.data_ptr(), *call)
     return products, row_mean

@@ -26,6 +26,11 @@ def prototype_loss(
     256 rows; both hold the prototypes once more in a packed form. Arithmetic is float32 (float64 if either
     tensor is float64), in runs of at most 256 terms; gradients of prototypes are float64 across such runs.
 
+    On a GPU the native form holds a tile of logits in registers. Its sums are float32 over all dimensions,
+    and over 4096 rows or classes in a gradient, float64 beyond. Where features and prototypes have one 16-bit
+    dtype, the weights of the gradients are rounded to TensorFloat-32. A float32 vector longer than 1e19
+    counts as not finite.
+
     Args:
         features: [B, N, D].
         labels: [B, N] int64.
@@ -42,7 +47,8 @@ def prototype_loss(
         any number of times in the reference.
 
     Raises:
-        ValueError: a label outside [0, C) that is not -100.
+        ValueError: a label outside [0, C) that is not -100. The native form on a GPU would have to wait for
+            the labels: there such a row has a NaN loss and no gradient instead.
     """
     arguments = (features, labels, prototypes, class_mask, temperature, normalise, tf32)
     if chosen("prototype_loss", features.device) == "reference":

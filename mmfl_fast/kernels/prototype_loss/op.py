@@ -129,6 +129,7 @@ prototype_loss = register(
         vmap=_forward_vmap,
     ),
     cpu=native.prototype_loss,
+    cuda=native.prototype_loss_cuda,
 )
 
 prototype_loss_backward = register(
@@ -143,4 +144,5 @@ prototype_loss_backward = register(
         vmap=_backward_vmap,
     ),
     cpu=native.prototype_loss_backward,
+    cuda=native.prototype_loss_backward_cuda,
 )
