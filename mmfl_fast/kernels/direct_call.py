@@ -14,10 +14,10 @@ from torch import Tensor
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-def needs_no_dispatch(arguments: tuple[Any, ...]) -> bool:
-    """Whether nobody but the CPU kernel has to see a call: no gradient, mode, subclass, tracer or profiler.
+def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors of a call that nobody has to see but autograd and the CPU kernel; else none.
 
-    The dispatcher also resolves lazily negated tensors.
+    Torch's dispatcher is for all others: modes, subclasses, tracers, profilers, lazily negated tensors.
 
     Args:
         arguments: of an op; the tensors among them, alone or in lists, are on one device.
@@ -28,16 +28,14 @@ def needs_no_dispatch(arguments: tuple[Any, ...]) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
     ):
-        return False
+        return []
     tensors: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, list):
             tensors += argument
         elif isinstance(argument, Tensor):
             tensors.append(argument)
-    return (
-        _PLAIN.issuperset(map(type, tensors))
-        and tensors[0].is_cpu
-        and not any(map(Tensor.is_neg, tensors))
-        and not (torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]))  # noqa: C419
+    plain = (
+        _PLAIN.issuperset(map(type, tensors)) and tensors[0].is_cpu and not any(map(Tensor.is_neg, tensors))
     )
+    return tensors if plain else []

@@ -1,11 +1,16 @@
 """What may skip torch's dispatcher, and that everything else does not."""
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmfl_fast as mf
-from mmfl_fast.kernels.direct_call import needs_no_dispatch
+from mmfl_fast.kernels.direct_call import plain_tensors
+
+
+class _Subclass(Tensor):
+    pass
 
 
 class _Listener(TorchDispatchMode):
@@ -18,17 +23,26 @@ class _Listener(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-def test_plain_tensors_need_no_dispatch() -> None:
-    x = torch.randn(3, 4)
-    assert needs_no_dispatch(([x, x], 1, True, [], torch.nn.Parameter(x, requires_grad=False), None))
+def test_plain_tensors_skip_the_dispatcher() -> None:
+    x, weight = torch.randn(3, 4), torch.nn.Parameter(torch.randn(3, 4))
+    tensors = plain_tensors(([x, x], 1, True, [], weight, None))
+    assert list(map(id, tensors)) == [id(x), id(x), id(weight)]
 
 
-def test_a_gradient_needs_dispatch_unless_it_is_switched_off() -> None:
+@pytest.mark.parametrize(
+    "other", [torch.randn(3, 4, device="meta"), torch.randn(3, 4).as_subclass(_Subclass)]
+)
+def test_others_do_not(other: Tensor) -> None:
+    assert plain_tensors(([other], 1)) == []
+
+
+def test_a_gradient_is_recorded_unless_it_is_switched_off() -> None:
     x = torch.randn(3, 4, requires_grad=True)
-    assert not needs_no_dispatch(([torch.randn(3, 4), x], 1))
-    assert not needs_no_dispatch((x,))
+    assert mf.ops.gram(x).requires_grad
     with torch.no_grad():
-        assert needs_no_dispatch((x,))
+        assert not mf.ops.gram(x).requires_grad
+    with torch.inference_mode():
+        assert mf.ops.gram(x).is_inference()
 
 
 def test_a_dispatch_mode_sees_the_op() -> None:

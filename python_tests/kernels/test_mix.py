@@ -108,7 +108,10 @@ def test_a_row_of_weight_zero_is_not_read(backend: str) -> None:
         (mixed,) = mix([x], 1, True, matrix, NO_OFFSET, False)
     torch.testing.assert_close(mixed[:4], exact_mix(matrix[:4], x.nan_to_num(0, 0, 0)).float())
     assert not mixed[4, 7].isfinite()
-    assert mixed[4, :7].isfinite().all()
+    other = torch.arange(300) != 7
+    torch.testing.assert_close(
+        mixed[4, other], exact_mix(matrix[4:], x[:, other].nan_to_num(0, 0, 0))[0].float()
+    )
     with use_backend(backend):
         (centred,) = mix([x], 1, True, matrix[:4], NO_OFFSET, True)
     keep = [0, 2, 3, 5]

@@ -40,7 +40,7 @@ def mix(
 
 def _weighted_sums(weights: Tensor, values: Tensor, reads: Tensor) -> Tensor:
     """``weights @ values`` where a weight of 0 leaves a non-finite value unread."""
-    finite = torch.isfinite(values).all(dim=1)
-    sums = weights @ torch.where(finite[:, None], values, 0.0)
-    spoilt = (reads & ~finite).to(values.dtype) @ (~torch.isfinite(values)).to(values.dtype)
+    finite = torch.isfinite(values)
+    sums = weights @ torch.where(finite, values, 0.0)
+    spoilt = reads.to(values.dtype) @ (~finite).to(values.dtype)
     return torch.where(spoilt > 0, torch.nan, sums)
