@@ -33,10 +33,20 @@ class Tile:
     splits: int
 
 
-# By type of the arithmetic: the first tile with enough rows, or groups of the last.
+# By type of the arithmetic: the first tile with enough rows. The last is for pairs of groups of rows.
 TILES = {
-    torch.float32: (Tile(16, 64, 1, 4, 1056), Tile(32, 32, 2, 4, 528), Tile(64, 32, 8, 3, 264)),
-    torch.float64: (Tile(16, 32, 1, 4, 1056), Tile(32, 16, 2, 4, 528), Tile(64, 16, 8, 3, 264)),
+    torch.float32: (
+        Tile(16, 32, 1, 6, 1056),
+        Tile(32, 16, 2, 6, 528),
+        Tile(64, 32, 8, 3, 264),
+        Tile(64, 16, 8, 4, 264),
+    ),
+    torch.float64: (
+        Tile(16, 32, 1, 4, 1056),
+        Tile(32, 16, 2, 4, 528),
+        Tile(64, 16, 8, 3, 264),
+        Tile(64, 16, 8, 4, 264),
+    ),
 }
 # Columns after which sums go on in float64.
 RUN = 4096

@@ -20,7 +20,7 @@ class Tile:
 
     Attributes:
         outputs: weighted sums; with ``centre_columns`` the mean of the rows is one of them.
-        depth: rows that are added in the compute type.
+        depth: rows that are added in the compute type, at most 64.
         columns: of them.
         warps: of the program.
         stages: of rows under way from memory, where they are multiplied as matrices.
@@ -34,7 +34,13 @@ class Tile:
 
 
 # The first with enough outputs; more than the last has are shared by several programs.
-TILES = (Tile(1, 64, 1024, 4, 1), Tile(2, 64, 512, 4, 1), Tile(8, 64, 256, 4, 1), Tile(64, 32, 64, 8, 3))
+TILES = (
+    Tile(1, 64, 1024, 4, 1),
+    Tile(2, 64, 512, 4, 1),
+    Tile(4, 64, 512, 4, 1),
+    Tile(16, 16, 128, 4, 4),
+    Tile(64, 16, 64, 8, 4),
+)
 
 
 def tile_for(lines: int) -> Tile:

@@ -45,7 +45,7 @@ def mix_kernel(
         OFFSET: whether rows lose a number each.
         ONE_BLOCK: see RowTable.
         WHOLE: see RowTable.
-        OUTPUTS: of a program. Up to 8 are summed row by row, more by matrix products.
+        OUTPUTS: of a program. Up to 4 are summed row by row, more by matrix products.
         DEPTH: rows that are added in COMPUTE; sums of so many are added in float64.
         COLUMNS: in a tile.
     """
@@ -66,7 +66,7 @@ def mix_kernel(
         common = common_vector(pivots, columns, inside, COMPUTE, WHOLE)
 
     total = tl.zeros((OUTPUTS, COLUMNS), tl.float64)
-    if OUTPUTS <= 8:
+    if OUTPUTS <= 4:
         for first in range(0, rows, DEPTH):
             sums = tl.zeros((OUTPUTS, COLUMNS), COMPUTE)
             for k in tl.range(first, tl.minimum(first + DEPTH, rows), loop_unroll_factor=4):

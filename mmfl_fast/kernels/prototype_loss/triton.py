@@ -37,10 +37,10 @@ class Tile:
 # By type of the arithmetic: the first tile with enough rows and classes, or the last.
 TILES = {
     torch.float32: (
-        Tile(16, 16, 64, 64, 2, 2),
-        Tile(16, 64, 64, 64, 4, 2),
+        Tile(16, 16, 64, 64, 4, 2),
+        Tile(16, 64, 32, 64, 4, 2),
         Tile(64, 16, 32, 64, 4, 2),
-        Tile(64, 64, 32, 128, 8, 2),
+        Tile(64, 32, 32, 128, 8, 3),
     ),
     torch.float64: (Tile(16, 16, 32, 32, 2, 2), Tile(32, 32, 16, 64, 8, 2)),
 }
