@@ -46,7 +46,7 @@ def segment_columns(
     table, segments, segment, first, last,
     ELEMENT: tl.constexpr, WHOLE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of the tiles [first, last), those of a segment: the first column, the one behind the last, the width."""
+    """Of tiles [first, last) those of a segment: the first column, the one behind the last, the width."""
     start = tl.load(table + segment)
     end = tl.minimum(last, tl.load(table + segment + 1))
     width = tl.load(table + segments + 1 + segment)

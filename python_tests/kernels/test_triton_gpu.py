@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: against float64, the CPU and the CUDA kernels, and what only a GPU gets wrong."""
+"""The Triton kernels on a GPU: against float64 and the CUDA kernels, and what only a GPU gets wrong."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """``cross_gram_sq`` by Triton kernels: ``||X_i^T X_j||_F^2 = <X_i X_i^T, X_j X_j^T>``.
 
-The n x n matrices exist for all views at once, but only in strips of bounded size; each strip is one ``gram``.
+The n x n matrices exist for all views at once, but in strips of bounded size; each strip is one ``gram``.
 """
 
 from __future__ import annotations

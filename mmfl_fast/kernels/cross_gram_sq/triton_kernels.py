@@ -21,9 +21,7 @@ def scale_kernel(
     Args:
         matrices: [k, n, d] with strides.
         scales: [k, n] contiguous.
-        view_step: stride of matrices, and so on for all strides.
-        row_step: .
-        column_step: .
+        view_step: strides of the matrices, as those that follow.
         rows: n.
         columns: d.
         COMPUTE: type of the arithmetic.
@@ -56,9 +54,7 @@ def mean_kernel(
         matrices: [k, n, d] with strides.
         scales: [k, n] contiguous; with NORMALISE.
         means: [k, d] contiguous.
-        view_step: stride of matrices, and so on for all strides.
-        row_step: .
-        column_step: .
+        view_step: strides of the matrices, as those that follow.
         rows: n.
         columns: d.
         COMPUTE: type of the arithmetic.
@@ -110,9 +106,7 @@ def products_kernel(
         scales: [k, n] contiguous; with NORMALISE.
         means: [k, d] contiguous; with CENTRE.
         products: [k, n, width] contiguous.
-        view_step: stride of matrices, and so on for all strides.
-        row_step: .
-        column_step: .
+        view_step: strides of the matrices, as those that follow.
         rows: n.
         columns: d.
         first_column: where the strip starts.

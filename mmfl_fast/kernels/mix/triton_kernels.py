@@ -84,8 +84,8 @@ def mix_kernel(
         spoilt_rows = tl.zeros((DEPTH, COLUMNS), tl.int32)
         for first in range(0, rows, DEPTH):
             weights, x = _panel(
-                table, matrix, row_offset, rows, segments, segment, line, wanted, columns, inside, common, first,
-                ELEMENT, COMPUTE, OFFSET, ONE_BLOCK, WHOLE, DEPTH,
+                table, matrix, row_offset, rows, segments, segment, line, wanted, columns, inside, common,
+                first, ELEMENT, COMPUTE, OFFSET, ONE_BLOCK, WHOLE, DEPTH,
             )  # fmt: skip
             finite = x - x == 0
             spoilt_rows |= tl.where(finite, 0, 1)

@@ -115,14 +115,7 @@ def forward_kernel(
         class_mask: [M, C] contiguous; with MASKED.
         loss: [B, N] contiguous.
         log_sum: [B, N] contiguous.
-        feature_batch: stride of features, and so on for all strides.
-        feature_row: .
-        feature_step: .
-        label_batch: .
-        label_step: .
-        prototype_group: .
-        prototype_row: .
-        prototype_step: .
+        feature_batch: strides of the tensors, as those that follow.
         rows: N.
         dims: D.
         classes: C.
@@ -330,24 +323,11 @@ def backward_kernel(
 
     Args:
         features: the arguments up to ``masks_each`` are those of the forward kernel, and:
-        labels: .
-        prototypes: .
-        class_mask: .
         upstream: [B, N] gradient of the loss, with strides.
         loss: [B, N] contiguous.
         gradient: [B, N, D] contiguous, of the features.
         partial: [splits, G, C, D].
         partial_radial: [splits, G, C] products of the prototypes with their gradients.
-        feature_batch: .
-        feature_row: .
-        feature_step: .
-        label_batch: .
-        label_step: .
-        prototype_group: .
-        prototype_row: .
-        prototype_step: .
-        upstream_batch: .
-        upstream_step: .
         rows: N.
         dims: D.
         classes: C.
@@ -429,7 +409,7 @@ def join_kernel(
     for first in range(0, dims, DIMS):
         d = first + tl.arange(0, DIMS).to(tl.int64)
         total = tl.zeros((DIMS,), tl.float64)
-        for s in range(0, splits):
+        for s in range(splits):
             total += tl.load(partial + (s * step + line) * dims + d, mask=d < dims, other=0).to(tl.float64)
         if NORMALISE:
             p = tl.load(source + d * prototype_step, mask=d < dims, other=0).to(tl.float64)
