@@ -17,19 +17,20 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 bench: $(VENV)/.installed
-	$(BIN)/python benches/run.py ops
+	$(BIN)/mmfl-fast bench ops
 
 # With the machine's own Python and torch. PYTHONSAFEPATH keeps this folder from hiding what is installed.
 GPU_JSON ?= gpu.json
 SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes all
 
 gpu-check: export PYTHONSAFEPATH = 1
+gpu-check: export COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 gpu-check:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
 	$(PYTHON) -m pytest -m gpu --require-gpu python_tests/kernels
 	$(SANITIZER) --tool memcheck $(PYTHON) benches/sanitizer_cases.py
 	$(SANITIZER) --tool racecheck $(PYTHON) benches/sanitizer_cases.py
-	$(PYTHON) benches/run.py ops --device cuda --json $(GPU_JSON)
+	$(PYTHON) -m mmfl_fast bench ops --device cuda --seconds 1 --json $(GPU_JSON)
 
 dist: $(VENV)/.installed
 	rm -rf dist && $(BIN)/python -m build

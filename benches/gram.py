@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
-from registry import Case, case, gpu_case
 from torch import Tensor
 
 from mmfl_fast import ops
 
-TENSORS_PER_MODEL = 20
+from .registry import BANDWIDTH, FLOOR, TIME, Calls, Case, Target, Work, at_least, at_most, times_faster
+
+SUM, PRODUCT, CORRCOEF = "X.sum()", "X @ X.T", "corrcoef(X - X.mean(0))"
+ONE_TENSOR = "one tensor"
 
 
 def _exact_angular(x: Tensor) -> Tensor:
-    total = torch.zeros(len(x), len(x), dtype=torch.float64)
-    sums = torch.zeros(len(x), dtype=torch.float64)
+    total = x.new_zeros(len(x), len(x), dtype=torch.float64)
+    sums = x.new_zeros(len(x), dtype=torch.float64)
     # In pieces, so that the float64 copy of the rows is never whole.
     for piece in x.split(1 << 16, dim=1):
         rows = piece.double() - piece.double().mean(dim=0)
@@ -28,63 +29,84 @@ def _exact_angular(x: Tensor) -> Tensor:
     return 1 - torch.arccos(sigma) / math.pi
 
 
-def _angular(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Case:
+def _build_angular(rows: int, columns: int, dtype: torch.dtype) -> Calls:
     x = torch.randn(rows, columns, dtype=dtype)
-    return Case(
-        name=f"angular_similarity K={rows} P={columns:.0e} {str(dtype).removeprefix('torch.')}",
+    return Calls(
         ours=lambda: ops.angular_similarity(x),
         baselines={
-            "X.sum()": lambda: x.sum(),
-            "X @ X.T": lambda: x @ x.T,
-            "corrcoef(X - X.mean(0))": lambda: torch.corrcoef(x - x.mean(dim=0)),
+            SUM: lambda: x.sum(),
+            PRODUCT: lambda: x @ x.T,
+            CORRCOEF: lambda: torch.corrcoef(x - x.mean(dim=0)),
         },
         exact=lambda: _exact_angular(x),
-        tolerance=1e-6,
-        moved=x.nbytes,
+        work=Work(moved=x.nbytes, flops=rows * (rows + 1) * columns, dtype=dtype),
     )
 
 
-@case
-def angular_16() -> Case:
-    return _angular(16, 4_000_000)
-
-
-@case
-def angular_64() -> Case:
-    return _angular(64, 1_000_000)
-
-
-@case
-def angular_256() -> Case:
-    return _angular(256, 1_000_000)
-
-
-@case
-def angular_state_dicts() -> Case:
-    x = torch.randn(64, 1_000_000)
-    parts = x.split(1_000_000 // TENSORS_PER_MODEL, dim=1)
-    models = [{f"layer{s}": part[k].clone() for s, part in enumerate(parts)} for k in range(64)]
+def _angular(rows: int, columns: int, *targets: Target, dtype: torch.dtype = torch.float32) -> Case:
     return Case(
-        name=f"angular_similarity of 64 state dicts of {TENSORS_PER_MODEL} tensors",
-        ours=lambda: ops.angular_similarity(models),
-        baselines={"one tensor": lambda: ops.angular_similarity(x), "X @ X.T": lambda: x @ x.T},
+        name=f"angular_similarity K={rows} P={columns:.0e} {str(dtype).removeprefix('torch.')}",
+        primitive="gram",
+        build=_build_angular,
+        arguments={"rows": rows, "columns": columns, "dtype": dtype},
+        targets=targets,
+    )
+
+
+def _build_state_dicts(models: int, columns: int, tensors: int) -> Calls:
+    x = torch.randn(models, columns)
+    parts = x.tensor_split(tensors, dim=1)
+    states = [{f"layer{s}": part[k].clone() for s, part in enumerate(parts)} for k in range(models)]
+    return Calls(
+        ours=lambda: ops.angular_similarity(states),
+        baselines={ONE_TENSOR: lambda: ops.angular_similarity(x), PRODUCT: lambda: x @ x.T},
         exact=lambda: _exact_angular(x),
-        tolerance=1e-6,
+        work=Work(moved=x.nbytes, flops=models * (models + 1) * columns),
     )
 
 
-@case
-def tiny() -> Case:
-    x = torch.randn(4, 8)
+def _state_dicts(*targets: Target) -> Case:
     return Case(
-        name="gram K=4 P=8 (overhead)",
-        ours=lambda: ops.gram(x),
-        baselines={"X @ X.T": lambda: x @ x.T},
-        exact=lambda: x.double() @ x.double().T,
-        tolerance=1e-6,
+        name="angular_similarity of 64 state dicts of 20 tensors P=1e+06",
+        primitive="gram",
+        build=_build_state_dicts,
+        arguments={"models": 64, "columns": 1_000_000, "tensors": 20},
+        targets=targets,
     )
 
 
-for _rows in (16, 32, 64, 128):
-    gpu_case(partial(_angular, _rows, 10_000_000))
-gpu_case(partial(_angular, 256, 10_000_000, torch.bfloat16))
+def _build_tiny() -> Calls:
+    x = torch.randn(4, 8)
+    return Calls(
+        ours=lambda: ops.gram(x),
+        baselines={PRODUCT: lambda: x @ x.T},
+        exact=lambda: x.double() @ x.double().T,
+    )
+
+
+def _tiny(*targets: Target) -> Case:
+    return Case("gram K=4 P=8 (overhead)", "gram", _build_tiny, targets=targets, repeats=100)
+
+
+CASES = (
+    _angular(16, 4_000_000, at_most(2.0, SUM), times_faster(15, CORRCOEF)),
+    _angular(64, 1_000_000, at_most(0.42, PRODUCT), times_faster(9, CORRCOEF)),
+    _angular(256, 1_000_000, at_most(0.38, PRODUCT)),
+    _state_dicts(at_most(1.1, ONE_TENSOR)),
+    _tiny(at_most(8, TIME)),
+)
+
+_STREAMING = at_least(0.85, BANDWIDTH), times_faster(5, CORRCOEF), at_most(1, PRODUCT)
+_MULTIPLYING = (at_least(0.6, FLOOR),)
+
+GPU_CASES = (
+    _angular(16, 10_000_000, *_STREAMING),
+    _angular(32, 10_000_000, *_STREAMING),
+    _angular(64, 10_000_000, *_STREAMING),
+    _angular(16, 100_000_000, *_STREAMING),
+    _angular(64, 100_000_000, *_STREAMING),
+    _angular(128, 10_000_000, *_MULTIPLYING),
+    _angular(256, 10_000_000, *_MULTIPLYING, dtype=torch.bfloat16),
+    _state_dicts(),
+    _tiny(),
+)

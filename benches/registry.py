@@ -1,13 +1,8 @@
-"""Bench cases: inputs, our call, what it is compared with, and how its result is checked, said once.
-
-A case is timed only after its result has passed a comparison with float64.
-"""
+"""A bench case: inputs, our call, what it is compared with, what it should reach, how it is checked."""
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,126 +11,121 @@ from torch import Tensor
 
 Call = Callable[[], Any]
 
+# Quantities besides the ratios to baselines.
+TIME = "time [us]"
+BANDWIDTH = "share of copy bandwidth"
+FLOOR = "share of the floor"
+EXTRA_MEMORY = "extra memory / what is not stored"
+
+
+def memory_over(baseline: str) -> str:
+    """The quantity "our extra memory over that of a baseline"."""
+    return f"extra memory / that of {baseline}"
+
 
 @dataclass(frozen=True)
-class Case:
-    """One line of the table.
+class Target:
+    """What a measured quantity should come to.
 
     Attributes:
-        name: of the line.
-        ours: the call that is timed.
-        baselines: what it is compared with, by name; the best torch expressions, the read floor.
-        exact: the result in float64, flattened by the caller to one tensor.
-        tolerance: the largest error allowed, as a share of the largest exact value.
-        result: our result as one tensor, when ``ours`` returns something else.
-        moved: bytes that have to be read and written, for a case bound by memory.
+        quantity: a baseline's name, for the ratio of our time to its time; or one of those above.
+        limit: in the unit of the quantity.
+        at_least: whether the quantity should be at least the limit, instead of at most.
     """
 
-    name: str
+    quantity: str
+    limit: float
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        limit = f"1/{1 / self.limit:.3g}" if self.limit < 0.3 else f"{self.limit:.3g}"
+        return f"{'≥' if self.at_least else '≤'} {limit}"
+
+
+def at_most(limit: float, quantity: str) -> Target:
+    return Target(quantity, limit)
+
+
+def at_least(limit: float, quantity: str) -> Target:
+    return Target(quantity, limit, at_least=True)
+
+
+def times_faster(factor: float, baseline: str) -> Target:
+    return Target(baseline, 1 / factor)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call cannot do without: bytes to read and write, floating-point operations of products.
+
+    ``dtype`` is that of the inputs; a product of float32 counts as the three TF32 products it takes on a GPU.
+    """
+
+    moved: int
+    flops: int = 0
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A case with its inputs made.
+
+    Attributes:
+        ours: the call that is timed.
+        baselines: what it is compared with, by name: the best torch expressions, the read floor.
+        exact: the result in float64, as one tensor.
+        result: our result as one tensor, when ``ours`` returns something else.
+        work: for the share of what the machine can do.
+        avoided: bytes of what the kernel exists not to store. If positive, peak memory is measured, too.
+    """
+
     ours: Call
     baselines: Mapping[str, Call]
     exact: Callable[[], Tensor]
-    tolerance: float
     result: Callable[[Any], Tensor] = field(default=lambda output: output)
-    moved: int = 0
+    work: Work | None = None
+    avoided: int = 0
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Quantiles of the time in milliseconds: wall time on a CPU, time between two events on a GPU."""
+class Case:
+    """One case, before its inputs are made.
 
-    p20: float
-    p50: float
-    p80: float
+    Attributes:
+        name: of its lines in the table.
+        primitive: that does the work.
+        build: makes the inputs on torch's current default device.
+        arguments: of ``build``; integers are sizes.
+        targets: what it should reach.
+        tolerance: the largest error allowed, as a share of the largest exact value.
+        repeats: calls per turn, for calls too short to be timed one by one.
+    """
+
+    name: str
+    primitive: str
+    build: Callable[..., Calls]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    tolerance: float = 1e-6
+    repeats: int = 1
+
+    def calls(self, device: str, largest: int | None = None) -> Calls:
+        """Make the inputs, with no size above ``largest``."""
+        arguments = dict(self.arguments)
+        if largest is not None:
+            arguments |= {k: min(v, largest) for k, v in arguments.items() if isinstance(v, int)}
+        # Around the building alone: while it holds, every call of torch is slower by microseconds.
+        with torch.device(device):
+            return self.build(**arguments)
 
 
-_MOST_SETS = 16
-_builders: list[Callable[[], Case]] = []
-_gpu_builders: list[Callable[[], Case]] = []
-
-
-def case(build: Callable[[], Case]) -> Callable[[], Case]:
-    """Register a function that makes the inputs and returns a :class:`Case`."""
-    _builders.append(build)
-    return build
-
-
-def gpu_case(build: Callable[[], Case]) -> Callable[[], Case]:
-    """The same for a case of a size that only a GPU takes."""
-    _gpu_builders.append(build)
-    return build
-
-
-def builders(gpu: bool = False) -> list[Callable[[], Case]]:
-    """All registered cases, in order of registration; inputs are made when one is called."""
-    return [*_builders, *(_gpu_builders if gpu else [])]
-
-
-def error_of(bench: Case) -> float:
+def error_of(calls: Calls) -> float:
     """Largest error of our result, as a share of the largest exact value; NaN counts as infinite."""
     with torch.no_grad():
-        exact = bench.exact()
-        ours = bench.result(bench.ours()).double()
+        exact = calls.exact()
+        ours = calls.result(calls.ours()).double()
     error = float((ours - exact).abs().max() / exact.abs().max())
     return error if error == error else float("inf")
-
-
-def alternate(sets: Sequence[Mapping[str, Call]], seconds: float = 2.0) -> dict[str, Timing]:
-    """Time several calls in turns in this process, so that all meet the same machine.
-
-    Args:
-        sets: the calls by name, once for every set of inputs; rounds take the sets in turn.
-        seconds: to spend on all of them together; each runs at least five times.
-    """
-    clock = _event_milliseconds if torch.get_default_device().type == "cuda" else _wall_milliseconds
-    times: dict[str, list[float]] = {name: [] for name in sets[0]}
-    for calls in sets:
-        for call in calls.values():
-            clock(call)
-    end = time.perf_counter() + seconds
-    rounds = itertools.cycle(sets)
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, call in next(rounds).items():
-            times[name].append(clock(call))
-    return {name: _quantiles(values) for name, values in times.items()}
-
-
-def _wall_milliseconds(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _event_milliseconds(call: Call) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def build_sets(build: Callable[[], Case]) -> list[Case]:
-    """A case, on a GPU as often as it takes for the inputs of all copies together to leave the L2 cache."""
-    if torch.get_default_device().type != "cuda":
-        return [build()]
-    before = torch.cuda.memory_allocated()
-    cases = [build()]
-    size = max(1, torch.cuda.memory_allocated() - before)
-    wanted = 4 * torch.cuda.get_device_properties(torch.get_default_device()).L2_cache_size
-    cases += [build() for _ in range(min(-(-wanted // size), _MOST_SETS) - 1)]
-    return cases
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per millisecond by a large copy on the GPU."""
-    source = torch.empty(1 << 30, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    timing = alternate([{"copy": lambda: target.copy_(source)}], seconds=0.5)
-    return 2 * source.numel() / timing["copy"].p50
-
-
-def _quantiles(values: list[float]) -> Timing:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return Timing(ordered[round(0.2 * last)], ordered[round(0.5 * last)], ordered[round(0.8 * last)])

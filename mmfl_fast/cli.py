@@ -1,4 +1,4 @@
-"""The command line: ``mmfl-fast run | compare | report | data | doctor``."""
+"""The command line: ``mmfl-fast run | compare | report | data | bench | doctor``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 from datetime import datetime
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
@@ -49,6 +50,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, whether the files are sound.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the best plain torch.")
+app.add_typer(bench_app, name="bench")
 
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
@@ -193,6 +196,53 @@ def data_check(
     _tell(f"{name}: all files are there and sound")
 
 
+class Device(str, Enum):
+    """Where a bench runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@bench_app.command("ops")
+def bench_ops(
+    device: Annotated[Device, typer.Option(help="`cuda` has cases of its own, larger ones.")] = Device.cpu,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too, after every case.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="TEXT", help="Take the cases with this in their name, as `K=64`.")
+    ] = "",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels. Default: torch's.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="For the timing of a case; every call has at least five turns.")
+    ] = 2.0,
+) -> None:
+    """Time the ops beside plain torch, and say which targets they meet.
+
+    Every result is compared with float64 first; a wrong one is not timed, and the exit status is 1.
+
+    Then ours, the best torch expressions and the reference backend take turns in one process. Times are
+    p20, p50 and p80 in milliseconds; "measured" is our p50 divided by theirs: below 1, ours is faster.
+    A missed target is printed as one and does not change the exit status.
+
+    Examples:
+      mmfl-fast bench ops
+
+      mmfl-fast bench ops --only angular --threads 2 --json angular.json
+
+      mmfl-fast bench ops --device cuda --seconds 1 --json gpu.json
+    """
+    # A bench is no part of what the other commands need.
+    from mmfl_fast.benches import ops
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if not ops.run(device.value, only, seconds, json_file):
+        raise typer.Exit(1)
+
+
 @app.command("doctor")
 def doctor() -> None:
     """Tell what is built, which backends run here, and the versions."""
@@ -244,7 +294,8 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
-            Console(stderr=True).print("interrupted; continue with --resume")
+            resumable = sys.argv[1:2] in (["run"], ["compare"])
+            Console(stderr=True).print(f"interrupted{'; continue with --resume' if resumable else ''}")
         raise
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from mmfl_fast.benches import mix, ops
 from mmfl_fast.cli import main
 
 TINY = [
@@ -131,6 +133,9 @@ def test_compare_prints_a_table_and_can_be_finished_later(tmp_path):
         (["run", "demo", "--resume"], "there is no run under"),
         (["data", "check", "mnst"], "did you mean 'mnist'"),
         (["report", "nowhere[bold]"], "nowhere[bold] is not a folder"),
+        (["bench", "ops", "--only=K=17"], "--only 'K=17' is in the name of no case; the cases are"),
+        (["bench", "ops", "--only=K=17"], "weighted_mean K=64 P=1e+06"),
+        (["bench", "ops", "--json=absent/ops.json"], "absent/ops.json"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
@@ -140,14 +145,19 @@ def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
     assert told in errors
 
 
-def test_ctrl_c_tells_how_to_go_on(typed, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["run", "demo"], "interrupted; continue with --resume"), (["bench", "ops"], "interrupted")],
+)
+def test_ctrl_c_tells_how_to_go_on(typed, monkeypatch, arguments, told):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmfl_fast.cli.run", interrupt)
-    code, _, errors = typed("run", "demo")
+    monkeypatch.setattr(ops, "run", interrupt)
+    code, _, errors = typed(*arguments)
     assert code == 130
-    assert errors == "interrupted; continue with --resume"
+    assert errors == told
 
 
 def test_missing_data_tell_the_file_and_the_command(typed, monkeypatch, tmp_path):
@@ -161,7 +171,10 @@ def test_missing_data_tell_the_file_and_the_command(typed, monkeypatch, tmp_path
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["run"], ["compare"], ["report"], ["data"], ["data", "check"], ["data", "fetch"], ["doctor"]],
+    [
+        *([], ["run"], ["compare"], ["report"], ["data"], ["data", "check"], ["data", "fetch"]),
+        *(["bench"], ["bench", "ops"], ["doctor"]),
+    ],
 )
 def test_every_command_explains_itself(typed, arguments):
     code, output, _ = typed(*arguments, "--help")
@@ -187,3 +200,59 @@ def test_data_list_names_the_sets(typed):
     assert code == 0
     for name in ("demo", "mnist", "fsdd", "hapt", "meld", "sign", "m3fed-five"):
         assert name in output
+
+
+def test_bench_prints_targets_and_writes_them(typed, tmp_path):
+    code, output, _ = typed("bench", "ops", "--only=Weighted_Mean K=4", "--seconds=0", "--json=ops.json")
+    assert code == 0
+    written = json.loads((tmp_path / "ops.json").read_text())
+    assert written["machine"]["threads"] > 0
+    assert written["skipped"] == []
+    (line,) = written["cases"]
+    assert line["case"] == "weighted_mean K=4 P=8 (overhead)"
+    assert line["error"] <= line["tolerance"]
+    assert 0 < line["ours"]["p20"] <= line["ours"]["p50"] <= line["ours"]["p80"]
+    assert set(line["baselines"]) == {"w @ X", "reference"}
+    (target,) = line["targets"]
+    assert target["measured"] == pytest.approx(1e3 * line["ours"]["p50"])
+    assert target["met"] == (target["measured"] <= 8)
+    assert "weighted_mean K=4" in output
+    assert "≤ 8" in output
+    assert f"{int(target['met'])} of 1 targets met" in output
+
+
+def test_bench_prints_no_time_for_a_wrong_result(typed, monkeypatch, tmp_path):
+    right = mix.ops.weighted_mean
+    monkeypatch.setattr(mix.ops, "weighted_mean", lambda *rows_and_weights: right(*rows_and_weights) * 1.001)
+    code, output, _ = typed("bench", "ops", "--only=mean K=4", "--seconds=0", "--json=ops.json")
+    assert code == 1
+    assert "WRONG RESULT" in output
+    assert "w @ X" not in output
+    (line,) = json.loads((tmp_path / "ops.json").read_text())["cases"]
+    assert not {"ours", "baselines", "quantities", "targets"} & set(line)
+
+
+def test_a_missed_target_is_printed_and_no_error(typed, monkeypatch, set_threads):
+    hopeless = mix._tiny_mean(mix.at_most(1e-9, mix.TIME))
+    monkeypatch.setattr(mix, "CASES", (hopeless,))
+    code, output, _ = typed("bench", "ops", "--only=mean", "--seconds=0", "--threads=1")
+    assert code == 0
+    assert "MISSED" in output
+    assert "0 of 1 targets met" in output
+
+
+def test_bench_does_not_measure_when_it_cannot_write(typed, monkeypatch):
+    monkeypatch.setattr(ops, "measure", lambda *_: pytest.fail("measured"))
+    assert typed("bench", "ops", "--json=absent/ops.json")[0] == 2
+
+
+def test_bench_on_a_machine_without_a_gpu(typed, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, errors = typed("bench", "ops", "--device=cuda")
+    assert code == 2
+    assert errors == "error: --device cuda: torch sees no GPU"
+
+
+def test_the_other_commands_do_not_import_the_benches(tmp_path):
+    code = "import sys, mmfl_fast.cli; assert 'mmfl_fast.benches' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

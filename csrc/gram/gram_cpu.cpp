@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "common/row_table.h"
+#include "common/thread_pool.h"
 #include "gram/gram.h"
 
 namespace mmfl {
@@ -33,7 +34,8 @@ Status gram_cpu(const GramArgs& args) {
   rows.centre_rows = args.centre_rows;
   rows.gram = args.gram;
   rows.row_mean = args.row_mean;
-  rows.threads = args.threads;
+  const double products = 0.5 * static_cast<double>(table.rows) * static_cast<double>(table.rows + 1);
+  rows.threads = threads_for(products * static_cast<double>(starts.back()), args.threads);
   return any_double ? MMFL_DISPATCH_SIMD(gram_in_double, rows) : MMFL_DISPATCH_SIMD(gram_in_float, rows);
 }
 

@@ -35,6 +35,7 @@ struct MixSegment {
   std::int64_t rows;
   std::int64_t width;
   std::int64_t out_rows;
+  bool reads_once;  // no row has a weight for more than one output, as in means of disjoint clusters
   bool centre_columns;
   RowBlock output;
 };

@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "common/row_table.h"
+#include "common/thread_pool.h"
 #include "mix/mix.h"
 
 namespace mmfl {
@@ -14,10 +15,12 @@ Status mix_cpu(const MixArgs& args) {
   if (table.rows > 0 && args.matrix == nullptr) return Status::kNullPointer;
 
   std::vector<std::int64_t> taking_part;
+  bool reads_once = true;
   for (std::int64_t k = 0; k < table.rows; ++k) {
-    bool any = false;
-    for (std::int64_t r = 0; r < args.matrix_rows && !any; ++r) any = args.matrix[r * table.rows + k] != 0;
-    if (any) taking_part.push_back(k);
+    std::int64_t reads = 0;
+    for (std::int64_t r = 0; r < args.matrix_rows; ++r) reads += args.matrix[r * table.rows + k] != 0;
+    if (reads > 0) taking_part.push_back(k);
+    reads_once = reads_once && reads <= 1;
   }
   const auto rows = static_cast<std::int64_t>(taking_part.size());
   std::vector<double> matrix;
@@ -31,6 +34,7 @@ Status mix_cpu(const MixArgs& args) {
     for (const std::int64_t k : taking_part) spans.push_back(table.spans[k * args.segments + s]);
 
   std::vector<MixSegment> segments;
+  double products = 0;
   for (std::int64_t s = 0; s < args.segments; ++s) {
     const RowBlock& output = args.outputs[s];
     if (!is_known(output.dtype)) return Status::kBadDtype;
@@ -43,11 +47,14 @@ Status mix_cpu(const MixArgs& args) {
     segment.rows = rows;
     segment.width = args.widths[s];
     segment.out_rows = args.matrix_rows;
+    segment.reads_once = reads_once;
     segment.centre_columns = args.centre_columns;
     segment.output = output;
     segments.push_back(segment);
+    products += static_cast<double>(args.widths[s]) * static_cast<double>(rows * args.matrix_rows);
   }
-  return MMFL_DISPATCH_SIMD(mix_segments, segments.data(), args.segments, args.threads);
+  const int threads = threads_for(products, args.threads);
+  return MMFL_DISPATCH_SIMD(mix_segments, segments.data(), args.segments, threads);
 }
 
 }  // namespace mmfl

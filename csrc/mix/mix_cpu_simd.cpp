@@ -22,7 +22,7 @@ std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 std::int64_t tile_width(const MixSegment& segment) {
   // Rows that are read once stream best in long runs; others stay in 256 KiB of cache with the outputs.
-  if (segment.out_rows == 1) return 4096;
+  if (segment.reads_once) return 4096;
   const std::int64_t cached = smaller(segment.rows, kPanelRows) + segment.out_rows;
   const std::int64_t width = (std::int64_t{1} << 16) / (cached > 0 ? cached : 1) / 64 * 64;
   return width < 128 ? 128 : smaller(width, 2048);
@@ -146,7 +146,8 @@ class Segment {
         panel_(smaller(segment.rows, kPanelRows)),
         width_(tile_width(segment)),
         pitch_(width_ + kTileVectors * Simd<T>::kLanes),
-        in_place_(!segment.centre_columns && segment.row_offset == nullptr && segment.out_rows < kTileRows) {}
+        in_place_(!segment.centre_columns && segment.row_offset == nullptr &&
+                  (segment.reads_once || segment.out_rows < kTileRows)) {}
 
   Status run(std::int64_t first, std::int64_t end) {
     const std::int64_t out_rows = round_up(segment_.out_rows, kTileRows);

@@ -17,6 +17,8 @@ _PLACES = {
     "fedmsplit": ("fedmsplit", "FedMSplit"),
     "meta-har": ("meta_har", "MetaHAR"),
     "per-fedavg": ("per_fedavg", "PerFedAvg"),
+    "fedmeta": ("fedmeta", "FedMeta"),
+    "mcarn": ("mcarn", "MCARN"),
 }
 
 

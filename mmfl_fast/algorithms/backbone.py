@@ -72,7 +72,14 @@ class BackboneAlgorithm(Algorithm):
 
     def embed(self, params: ClientState, inputs: Inputs) -> Tensor:
         """``T f(phi(x))``: ``[B, operator_rows]``; without projection ``f(phi(x))``, ``[B, width]``."""
-        h = F.relu(nn.modality_input(params, "phi", inputs.values, inputs.present))
+        return self.encode(params, self.common_input(params, inputs))
+
+    def common_input(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """``phi(x)``: ``[B, width]``."""
+        return F.relu(nn.modality_input(params, "phi", inputs.values, inputs.present))
+
+    def encode(self, params: ClientState, h: Tensor) -> Tensor:
+        """``T f(h)``; without projection ``f(h)``."""
         h = nn.mlp(params, "f", self.config.layers, h)
         return F.linear(h, params["T"]) if self.config.projection else h
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
+from scipy.sparse.csgraph import laplacian
 from sklearn.cluster import AgglomerativeClustering, SpectralClustering
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 
-def spectral_clusters(affinity: Tensor, clusters: int) -> Tensor:
+def spectral_clusters(affinity: Tensor, clusters: int | Literal["eigengap"]) -> Tensor:
     """Spectral clustering with the affinity as given; int64 ``[K]``, numbered by first appearance.
 
     One cluster if there are fewer clients than clusters or the affinity is constant; every client alone
-    if there are as many clients as clusters.
+    if there are as many clients as clusters. ``"eigengap"`` takes the number of :func:`eigengap_clusters`.
     """
+    if clusters == "eigengap":
+        clusters = eigengap_clusters(affinity)
     trivial = _trivial_clusters(affinity, clusters)
     if trivial is not None:
         return trivial
@@ -22,6 +27,21 @@ def spectral_clusters(affinity: Tensor, clusters: int) -> Tensor:
     # On a matrix this small several threads are slower; and they sum in another order.
     with threadpool_limits(1):
         return _by_first_appearance(model.fit_predict(affinity.cpu().numpy()))
+
+
+def eigengap_clusters(affinity: Tensor) -> int:
+    """Number k of clusters behind which the eigenvalues of the normalised Laplacian step up most.
+
+    The k of the largest ``lambda_{k+1} - lambda_k`` (von Luxburg 2007, section 8.3), from 2 to half the
+    number of clients. 1 is left out: these affinities are dense, so the step behind ``lambda_1 = 0`` says
+    that the clients are connected and nothing else. Fewer than four clients make one cluster.
+    """
+    count = len(affinity)
+    if count < 4:
+        return 1
+    with threadpool_limits(1):
+        eigenvalues = np.linalg.eigvalsh(np.asarray(laplacian(affinity.cpu().numpy(), normed=True)))
+    return 2 + int(np.diff(eigenvalues)[1 : count // 2].argmax())
 
 
 def agglomerative_clusters(similarity: Tensor, clusters: int) -> Tensor:

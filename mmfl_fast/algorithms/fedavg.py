@@ -51,17 +51,20 @@ class FedAvg(PlainTraining):
         return replace(state, models=state.models.replace(means))
 
 
-def group_means(group: Tensor, uploads: Uploads, weights: Tensor) -> dict[int, ClientState]:
+def group_means(
+    group: Tensor, uploads: Uploads, weights: Tensor, part: str | None = None
+) -> dict[int, ClientState]:
     """Data-weighted mean of the uploads of each group that took part.
 
     Args:
         group: int64 ``[clients of the federation]``.
         uploads: of the K clients of the round.
         weights: float64 ``[K]``.
+        part: of the uploads; None takes everything.
     """
     numbers = group[[c.index for c in uploads.clients]]
     means: dict[int, ClientState] = {}
     for number in numbers.unique().tolist():
         members = (numbers == number).nonzero().flatten().tolist()
-        means[number] = ops.weighted_mean(uploads.select(members).rows(), weights[members])
+        means[number] = ops.weighted_mean(uploads.select(members).rows(part), weights[members])
     return means

@@ -5,6 +5,9 @@ personal operator ``T`` into a common low-rank space and exchanges a consensus o
 clusters the clients by the direction of their update of ``f`` (Eq. 5 and 6), averages ``f`` inside each
 cluster, and mixes the ``G`` by their distance (Eq. 7). papers.md 1.8 lists the paper's errors and 1.10 how
 they are resolved here.
+
+Eq. 5 compares models. From the second round on, those of one cluster share a start and those of two do not,
+so what set the clusters apart first keeps them apart; ``compared: updates`` compares what the round changed.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig, spl
 from mmfl_fast.algorithms.batch_parts import interleaved
 from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
 from mmfl_fast.algorithms.clusters import spectral_clusters
+from mmfl_fast.algorithms.learner_affinity import learner_affinity, updates
+from mmfl_fast.algorithms.true_modalities import adjusted_rand_index, modality_numbers
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation import Batch, ClientState, Context, Phase, State, Uploads
 
@@ -30,11 +35,17 @@ class M3FedConfig(BackboneConfig):
     """Options of M3Fed; the defaults are the paper's (section 4.2) with the resolutions of papers.md 1.10."""
 
     lambda_: float = Field(0.6, ge=0, alias="lambda", description="pull between T and G")
-    clusters: int = Field(4, ge=1, description="mu, number of update-direction clusters")
+    clusters: Annotated[int, Field(ge=1)] | Literal["eigengap"] = Field(
+        4, description="mu, number of update-direction clusters; eigengap: chosen in every round"
+    )
     clustering: Literal["spectral", "none"] = Field(
         "spectral", description="none: one cluster, plain average of f (Table 4, without clustering)"
     )
     similarity: Literal["pearson", "cosine"] = Field("pearson", description="sigma of Eq. 5")
+    compared: Literal["models", "updates"] = Field(
+        "models", description="of f in Eq. 5; updates: less what each client started the round from"
+    )
+    layerwise: bool = Field(False, description="mean of the similarities of f's layers instead of all of f")
     cluster_weights: Literal["uniform", "data"] = Field("uniform", description="of f inside a cluster")
     mixing: Literal["consensus", "none"] = Field(
         "consensus", description="none: every client keeps its G (Table 4, without collaboration matrix)"
@@ -57,6 +68,7 @@ class M3FedState(State):
             feature learners ``[R, ...]``.
         operators: ``[K, m, n]``, each client's consensus operator G.
         clusters: int64 ``[K]``, cluster of the last round each client took part in, -1 before.
+        modalities: int64 ``[K]``, which set of modalities a client holds; only for the metrics.
         affinity: float64 ``[K, K]``, angular similarity of the last round; NaN for who did not take part.
         consensus: float64 ``[K, K]``, Eq. 7 of the last round; NaN for who did not take part.
     """
@@ -64,6 +76,7 @@ class M3FedState(State):
     slot: Tensor
     operators: Tensor
     clusters: Tensor
+    modalities: Tensor
     affinity: Tensor
     consensus: Tensor
 
@@ -86,6 +99,7 @@ class M3Fed(BackboneAlgorithm):
             slot=torch.zeros(count, dtype=torch.int64),
             operators=operator.expand(count, *operator.shape).clone(),
             clusters=torch.full((count,), -1),
+            modalities=modality_numbers(federation),
             affinity=unknown_pairs(count),
             consensus=unknown_pairs(count),
         )
@@ -134,19 +148,30 @@ class M3Fed(BackboneAlgorithm):
         return self._mix_operators(state, uploads, weights, members) if self.config.projection else state
 
     def metrics(self, state: M3FedState) -> dict[str, Any]:
-        """Cluster of each client, and the mean ``||T - G||_F`` that shows ``G`` move."""
-        values: dict[str, Any] = {"clusters": state.clusters.tolist()}
+        """Clusters, their agreement with the modalities, and the mean ``||T - G||_F``, which shows G move."""
+        values: dict[str, Any] = {
+            "clusters": state.clusters.tolist(),
+            "adjusted_rand_index": adjusted_rand_index(state.clusters, state.modalities),
+        }
         if self.config.projection:
             gaps = [(state.personal[i]["T"] - g).norm() for i, g in enumerate(state.operators)]
             values["operator_gap"] = float(torch.stack(gaps).mean())
         return values
+
+    def similarity(self, state: M3FedState) -> Tensor:
+        """Angular similarity of the updates, Eq. 6."""
+        return state.affinity
 
     def _aggregate_learners(
         self, state: M3FedState, uploads: Uploads, weights: Tensor, members: Tensor
     ) -> M3FedState:
         c = self.config
         learners = uploads.rows("f")
-        affinity = ops.angular_similarity(learners, origin="mean", kind=c.similarity)
+        compared = learners
+        if c.compared == "updates":
+            starts = [{n: t[slot] for n, t in state.shared.items()} for slot in state.slot[members].tolist()]
+            compared = updates(learners, starts)
+        affinity = learner_affinity(compared, c.similarity, layerwise=c.layerwise)
         labels = spectral_clusters(affinity, c.clusters if c.clustering == "spectral" else 1)
         share = torch.ones_like(weights) if c.cluster_weights == "uniform" else weights
         belongs = torch.nn.functional.one_hot(labels).T.to(share) * share

@@ -14,6 +14,7 @@ the whole vector: we do as the code. It leaves ``th`` to the user; 0 is our defa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from mmfl_fast.algorithms.backbone import split_learner
 from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
 from mmfl_fast.algorithms.clusters import agglomerative_clusters
 from mmfl_fast.algorithms.plain_training import PlainTraining, PlainTrainingConfig
+from mmfl_fast.algorithms.true_modalities import adjusted_rand_index, modality_numbers
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation import ClientState, ParameterTable, State, Uploads
 
@@ -46,11 +48,15 @@ class MaTFLState(State):
         learners: client index -> its own mix of the feature learners.
         clusters: int64 ``[K]``, cluster of the last round each client took part in; -1 before, and always
             with soft grouping.
+        modalities: int64 ``[K]``, which set of modalities a client holds; only for the metrics.
+        affinity: float64 ``[K, K]``, angular similarity of the last round; NaN for who did not take part.
         consensus: float64 ``[K, K]``, weights of the last round's mix; NaN for who did not take part.
     """
 
     learners: ParameterTable
     clusters: Tensor
+    modalities: Tensor
+    affinity: Tensor
     consensus: Tensor
 
 
@@ -69,6 +75,8 @@ class MaTFL(PlainTraining):
             personal=own,
             learners=ParameterTable(dict.fromkeys(range(count), learner)),
             clusters=torch.full((count,), -1),
+            modalities=modality_numbers(federation),
+            affinity=unknown_pairs(count),
             consensus=unknown_pairs(count),
         )
 
@@ -95,11 +103,19 @@ class MaTFL(PlainTraining):
             state,
             learners=state.learners.replace(mixed),
             clusters=clusters,
+            affinity=known_pairs(1 - similarity.arccos() / math.pi, members, len(clusters)),
             consensus=known_pairs(matrix, members, len(clusters)),
         )
 
     def metrics(self, state: MaTFLState) -> dict[str, Any]:
-        """Cluster of each client, or the mean weight a client gives itself."""
+        """Clusters and their agreement with the modalities, or the mean weight a client gives itself."""
         if self.config.grouping == "hard":
-            return {"clusters": state.clusters.tolist()}
+            return {
+                "clusters": state.clusters.tolist(),
+                "adjusted_rand_index": adjusted_rand_index(state.clusters, state.modalities),
+            }
         return {"self_weight": float(state.consensus.diagonal().nanmean())}
+
+    def similarity(self, state: MaTFLState) -> Tensor:
+        """Angular similarity of the updates."""
+        return state.affinity

@@ -126,9 +126,7 @@ def pairwise_loss(embeddings: Tensor, labels: Tensor, scale: float) -> Tensor:
     """
     pairs = len(labels) // 2
     a, b = labels[0::2][:pairs], labels[1::2]
-    # An embedding that is exactly zero has no direction: cosine 0, and no gradient instead of an endless one.
-    squares = embeddings.square().sum(dim=1, keepdim=True)
-    unit = embeddings / torch.where(squares > 0, squares, torch.inf).sqrt()
+    unit = nn.unit_rows(embeddings)
     score = scale * (unit[0::2][:pairs] * unit[1::2]).sum(dim=1)
     counted = (a != -100) & (b != -100)
     loss = F.softplus(score) - torch.where(a == b, score, 0.0)

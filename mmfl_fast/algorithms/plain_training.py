@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,11 +23,13 @@ class PlainTraining(BackboneAlgorithm):
     """Two passes per local epoch; subclasses decide what is exchanged."""
 
     Config = PlainTrainingConfig
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Further parts, which train along with ``phi``, ``T`` and ``psi``."""
 
     def client_phases(self) -> list[Phase]:
         """The passes of a round."""
         c = self.config
-        personal = ("phi", "T", "psi") if c.projection else ("phi", "psi")
+        personal = (*(("phi", "T", "psi") if c.projection else ("phi", "psi")), *self.beside)
         passes: list[Phase]
         if c.schedule == "joint":
             passes = [

@@ -95,13 +95,13 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
-def _serves(backend: str, device: torch.device) -> bool:
-    """Whether the kernels of a backend take tensors on ``device``; meta tensors go to any registered op."""
-    if backend == "reference" or device.type == "meta":
-        return True
-    if backend == "native" and device.type == "cpu":
+def _serves(backend: str, device: torch.device, kind: str) -> bool:
+    """Whether a backend takes tensors on a device of that kind; meta tensors go to any registered op."""
+    if backend == "native" and kind == "cpu":
         return not extension.missing
-    if device.type != "cuda" or (backend == "native" and not _BUILT_WITH_CUDA):
+    if backend == "reference" or kind == "meta":
+        return True
+    if kind != "cuda" or (backend == "native" and not _BUILT_WITH_CUDA):
         return False
     if backend == "triton" and not _TRITON_INSTALLED:
         return False
@@ -121,6 +121,7 @@ def chosen(primitive: str, device: torch.device) -> str:
         RuntimeError: a backend was asked for that does not serve this device.
         NotImplementedError: one was asked for that has no forward-mode derivative.
     """
+    kind = device.type
     forward_mode = forward_ad._current_level >= 0
     if _requested != "auto":
         if forward_mode and _requested != "reference":
@@ -128,14 +129,14 @@ def chosen(primitive: str, device: torch.device) -> str:
                 f"backend {_requested!r} has no forward-mode derivatives; "
                 'use mmfl_fast.use_backend("reference")'
             )
-        if not _serves(_requested, device):
+        if not _serves(_requested, device, kind):
             reason = backends()[_requested].reason
-            raise RuntimeError(f"backend {_requested!r} does not serve {device.type} tensors: {reason}")
+            raise RuntimeError(f"backend {_requested!r} does not serve {kind} tensors: {reason}")
         return _requested
     if forward_mode or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
         return "reference"
-    fastest = FASTEST.get(device.type, FASTEST["cpu"])[primitive]
-    return fastest if _serves(fastest, device) else "reference"
+    fastest = FASTEST.get(kind, FASTEST["cpu"])[primitive]
+    return fastest if _serves(fastest, device, kind) else "reference"
 
 
 def gpu_kernels(primitive: str, device: torch.device) -> str:
@@ -146,5 +147,5 @@ def gpu_kernels(primitive: str, device: torch.device) -> str:
     """
     backend = chosen(primitive, device)
     if backend == "reference":
-        backend = "native" if _serves("native", device) else "triton"
+        backend = "native" if _serves("native", device, device.type) else "triton"
     return backend

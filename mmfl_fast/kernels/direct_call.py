@@ -6,22 +6,12 @@ tensors more still.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _PLAIN = {Tensor, torch.nn.Parameter}
-
-
-def _is_plain(tensors: Sequence[Tensor]) -> bool:
-    return (
-        _PLAIN.issuperset(map(type, tensors))
-        and tensors[0].is_cpu
-        and not any(map(Tensor.is_neg, tensors))
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-    )
 
 
 def needs_no_dispatch(arguments: tuple[Any, ...]) -> bool:
@@ -39,10 +29,15 @@ def needs_no_dispatch(arguments: tuple[Any, ...]) -> bool:
         or torch._C._autograd._profiler_enabled()
     ):
         return False
+    tensors: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, list):
-            if argument and not _is_plain(argument):
-                return False
-        elif isinstance(argument, Tensor) and not _is_plain((argument,)):
-            return False
-    return True
+            tensors += argument
+        elif isinstance(argument, Tensor):
+            tensors.append(argument)
+    return (
+        _PLAIN.issuperset(map(type, tensors))
+        and tensors[0].is_cpu
+        and not any(map(Tensor.is_neg, tensors))
+        and not (torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]))  # noqa: C419
+    )

@@ -21,8 +21,9 @@ DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.floa
 
 def row_count(blocks: Sequence[Tensor], segments: int, stacked: bool) -> int:
     """K, the number of rows."""
-    lines = blocks[::segments]
-    return sum(block.shape[0] for block in lines) if stacked else len(lines)
+    if not stacked:
+        return len(blocks) // segments
+    return sum([block.shape[0] for block in blocks[::segments]])
 
 
 def row_shape(block: Tensor, stacked: bool) -> torch.Size:
@@ -82,31 +83,42 @@ def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int | None:
     return 1 if stride is None else stride
 
 
+NO_BLOCKS = np.empty(0, dtype=np.int64)
+
+
 def block_table(blocks: Sequence[Tensor], stacked: bool) -> tuple[npt.NDArray[np.int64], Sequence[Tensor]]:
     """Addresses of the blocks for ``_C``, as ``RowBlock`` of ``csrc/common/row_block.h``.
 
     Returns:
-        ``[len(blocks), 5]`` integers and the tensors they point into, to be kept until the kernel returns.
+        ``[len(blocks) * 5]`` integers and the tensors they point into, to be kept until the kernel returns.
         A block whose rows have no single inner stride is copied to a contiguous one; no other is.
     """
-    table = np.empty((len(blocks), 5), dtype=np.int64)
-    if not stacked and all(block.is_contiguous() for block in blocks):
-        table[:, 0] = [block.data_ptr() for block in blocks]
+    if not blocks:
+        return NO_BLOCKS, blocks
+    if not stacked and all(map(Tensor.is_contiguous, blocks)):
+        table = np.empty((len(blocks), 5), dtype=np.int64)
+        table[:, 0] = list(map(Tensor.data_ptr, blocks))
         table[:, 1:4] = (1, 0, 1)
         table[:, 4] = [DTYPE_CODES[block.dtype] for block in blocks]
         return table, blocks
     kept: list[Tensor] = []
-    for line, block in zip(table, blocks, strict=True):
-        inner = _inner_stride(row_shape(block, stacked), block.stride()[1 if stacked else 0 :])
+    fields: list[int] = []
+    for block in blocks:
+        strides = block.stride()
+        if block.is_contiguous():
+            inner: int | None = 1
+        else:
+            inner = _inner_stride(row_shape(block, stacked), strides[1 if stacked else 0 :])
         if inner is None:
             block, inner = block.contiguous(), 1
+            strides = block.stride()
         kept.append(block)
-        rows, row_stride = (block.shape[0], block.stride(0)) if stacked else (1, 0)
-        line[:] = (block.data_ptr(), rows, row_stride, inner, DTYPE_CODES[block.dtype])
-    return table, kept
+        rows, row_stride = (block.shape[0], strides[0]) if stacked else (1, 0)
+        fields += (block.data_ptr(), rows, row_stride, inner, DTYPE_CODES[block.dtype])
+    return np.array(fields, dtype=np.int64), kept
 
 
 def widths(blocks: Sequence[Tensor], segments: int, stacked: bool) -> npt.NDArray[np.int64]:
     """Elements of one row in each segment, ``[segments]``."""
-    sizes = [row_shape(block, stacked).numel() for block in blocks[:segments]]
-    return np.array(sizes, dtype=np.int64)
+    shapes = [row_shape(block, stacked) for block in blocks[:segments]]
+    return np.array([shape.numel() for shape in shapes], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Losses whose gradient is the meta-gradient of Per-FedAvg (Fallah et al. 2020)."""
+"""Inner steps, and losses whose gradient is the meta-gradient of Per-FedAvg (Fallah et al. 2020)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,29 @@ import torch
 from torch import Tensor
 
 _FINITE_DIFFERENCE_STEP = 1e-3
+
+
+def inner_step(
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    params: Mapping[str, Tensor],
+    rate: float | Mapping[str, Tensor],
+    *,
+    second_order: bool,
+) -> dict[str, Tensor]:
+    """``w - rate * grad loss(w)``, as a function of ``w`` and of ``rate``.
+
+    Args:
+        loss: gives the step.
+        params: w.
+        rate: one for all, or one per element: tensors of the names and shapes of ``params`` (Meta-SGD, Li et
+            al. 2017).
+        second_order: differentiate through the gradient as well, as MAML does (Finn et al. 2017); otherwise
+            the gradient counts as a constant.
+    """
+    start = dict(params) if second_order else {name: tensor.detach() for name, tensor in params.items()}
+    gradient = torch.func.grad(loss)(start)
+    rates = rate if isinstance(rate, Mapping) else dict.fromkeys(params, rate)
+    return {name: tensor - rates[name] * gradient[name] for name, tensor in params.items()}
 
 
 def adapted_loss(
@@ -34,9 +57,7 @@ def adapted_loss(
         hessian_free: add the finite-difference Hessian term.
         curvature: loss that gives the Hessian, on a third batch in the paper; ``support`` if None.
     """
-    start = {name: tensor.detach() for name, tensor in params.items()}
-    inner = torch.func.grad(support)(start)
-    adapted = {name: tensor - rate * inner[name] for name, tensor in params.items()}
+    adapted = inner_step(support, params, rate, second_order=False)
     value = query(adapted)
     if not hessian_free:
         return value

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmfl_fast.kernels.mix import mix as mix_kernel
 from mmfl_fast.ops.rows import Rows, RowsLike, as_rows
-from mmfl_fast.ops.weights import as_matrix, as_weights
+from mmfl_fast.ops.weights import as_matrix, as_shares
 
 
 def _mixed(rows: Rows, matrix: Tensor) -> list[Tensor]:
@@ -32,8 +32,7 @@ def weighted_mean(rows: RowsLike, weights: Any) -> Any:
         ValueError: as :func:`mmfl_fast.ops.gram`; weights of another shape, negative, non-finite or all 0.
     """
     canonical = as_rows(rows)
-    weight = as_weights(weights, canonical)
-    outputs = _mixed(canonical, (weight / weight.sum()).unsqueeze(0))
+    outputs = _mixed(canonical, as_shares(weights, canonical).unsqueeze(0))
     return canonical.one([output[0] for output in outputs])
 
 

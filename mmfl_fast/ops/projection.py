@@ -13,7 +13,7 @@ from mmfl_fast.ops.averaging import mix
 from mmfl_fast.ops.rows import RowsLike, as_rows
 from mmfl_fast.ops.similarity import pairwise_sq_distance, sq_distance
 from mmfl_fast.ops.tensors import REAL_NUMBER, as_floating
-from mmfl_fast.ops.weights import as_matrix, as_weights
+from mmfl_fast.ops.weights import as_matrix, as_shares
 
 _SCALE_FLOOR = 1e-12
 
@@ -84,16 +84,16 @@ def consensus_matrix(
             scale that is not positive and finite.
     """
     rows = as_rows(operators, "operators")
-    weight = as_weights(weights, rows)
+    share = as_shares(weights, rows)
     if scale != "median" and not (isinstance(scale, REAL_NUMBER) and 0 < scale < math.inf):
         raise ValueError(f'scale must be "median" or a positive finite number; got {scale!r}')
     distance = projection_distance(operators)
     defined = ~torch.isnan(distance)
     distance = torch.where(defined, distance, 0.0)
     divisor = _median_between(distance, defined) if scale == "median" else scale
-    present = weight > 0
-    log_weight = torch.where(present, torch.where(present, weight, 1.0).log(), -torch.inf)
-    logits = torch.where(defined, log_weight - distance / divisor, -torch.inf)
+    present = share > 0
+    log_share = torch.where(present, torch.where(present, share, 1.0).log(), -torch.inf)
+    logits = torch.where(defined, log_share - distance / divisor, -torch.inf)
     # A row of NaN operators has no finite logit; it is replaced before the softmax and after it.
     some = defined.any(dim=1, keepdim=True)
     shares = torch.softmax(torch.where(some, logits, 0.0), dim=1)

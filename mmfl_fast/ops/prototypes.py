@@ -123,19 +123,19 @@ def prototype_contrastive_loss(
     _check_loss_shapes(features, labels, prototypes, mask)
 
     one_client = features.dim() == 2
-    client_labels = labels[None] if one_client else labels
-    client_mask = mask[None] if mask is not None and mask.dim() == 1 else mask
+    client_labels = labels.unsqueeze(0) if one_client else labels
+    client_mask = mask.unsqueeze(0) if mask is not None and mask.dim() == 1 else mask
     losses = prototype_loss(
-        features[None] if one_client else features,
+        features.unsqueeze(0) if one_client else features,
         client_labels,
-        prototypes[None] if prototypes.dim() == 2 else prototypes,
+        prototypes.unsqueeze(0) if prototypes.dim() == 2 else prototypes,
         client_mask,
         float(temperature),
         bool(normalize),
         allows_tf32(precision),
     )
     if reduction == "none":
-        return losses[0] if one_client else losses
+        return losses.squeeze(0) if one_client else losses
     total = losses.sum()
     if reduction == "sum":
         return total
@@ -156,19 +156,13 @@ def _check_loss_options(temperature: Any, reduction: str) -> None:
 
 
 def _check_loss_shapes(features: Tensor, labels: Tensor, prototypes: Tensor, mask: Tensor | None) -> None:
-    if features.dim() not in (2, 3) or features.shape[-1] == 0:
+    *clients, rows, width = features.shape if features.dim() in (2, 3) else (0, 0)
+    if width == 0:
         raise ValueError(f"features must be [N, D] or [B, N, D] with D > 0; got {describe(features)}")
-    if labels.shape != features.shape[:-1]:
-        raise ValueError(
-            f"labels must be {list(features.shape[:-1])} like the features; got {describe(labels)}"
-        )
-    clients = features.shape[:-2]
-    if (
-        prototypes.dim() not in (2, features.dim())
-        or prototypes.shape[-1] != features.shape[-1]
-        or prototypes.shape[-2] == 0
-        or prototypes.shape[:-2] not in ((), clients)
-    ):
+    if labels.shape != (*clients, rows):
+        raise ValueError(f"labels must be {[*clients, rows]} like the features; got {describe(labels)}")
+    classes = prototypes.shape[-2] if prototypes.dim() in (2, features.dim()) else 0
+    if classes == 0 or prototypes.shape not in ((classes, width), (*clients, classes, width)):
         raise ValueError(
             f"prototypes must be [C, D], or [B, C, D] beside features [B, N, D], with C > 0; got "
             f"{describe(prototypes)} beside {describe(features)}"
@@ -176,8 +170,7 @@ def _check_loss_shapes(features: Tensor, labels: Tensor, prototypes: Tensor, mas
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"class_mask must be bool; got {describe(mask)}")
-        if mask.shape not in (prototypes.shape[-2:-1], (*clients, prototypes.shape[-2])):
-            raise ValueError(
-                f"class_mask must be [C] or [B, C] with C = {prototypes.shape[-2]}; got {describe(mask)}"
-            )
+        # A mask for each client beside prototypes that they share, too.
+        if mask.shape not in ((classes,), (*clients, classes)):
+            raise ValueError(f"class_mask must be [C] or [B, C] with C = {classes}; got {describe(mask)}")
     check_same_device(features=features, labels=labels, prototypes=prototypes, class_mask=mask)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mmfl_fast.ops.tensors import INTEGER, as_floating, as_tensor, describe
+from mmfl_fast.ops.tensors import INTEGER, as_floating, as_tensor, describe, is_floating
 
 RowsLike: TypeAlias = Any
 """A tensor ``[K, ...]``; or a sequence of such tensors, the segments of one long row; or a sequence of K
@@ -19,15 +18,14 @@ RowLike: TypeAlias = Any
 """One row in the same form: a tensor, a sequence of segments, or a mapping."""
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows in canonical form, see :mod:`mmfl_fast.kernels.rows`, and how to give results the same structure.
 
     Attributes:
         blocks: grid of tensors.
         segments: blocks per line of the grid.
         stacked: whether the first axis of a block runs over rows.
-        count: K.
+        row_count: K.
         names: of the segments, for messages.
         shapes: of one row's part in each segment.
         many: builds the structure of several rows from one tensor ``[R, ...]`` per segment.
@@ -37,7 +35,7 @@ class Rows:
     blocks: list[Tensor]
     segments: int
     stacked: bool
-    count: int
+    row_count: int
     names: list[str]
     shapes: list[torch.Size]
     many: Callable[[list[Tensor]], Any]
@@ -54,6 +52,10 @@ class Rows:
         return sum(shape.numel() for shape in self.shapes)
 
 
+def _only(tensors: list[Tensor]) -> Tensor:
+    return tensors[0]
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) or hasattr(value, "__dlpack__")
 
@@ -65,8 +67,11 @@ def as_rows(value: RowsLike, name: str = "rows") -> Rows:
         TypeError: no form of rows, or a tensor that is not floating point.
         ValueError: no rows, or rows that do not agree in keys, shapes, dtypes or devices.
     """
+    if isinstance(value, Tensor) and is_floating(value) and value.dim() > 0 and value.shape[0] > 0:
+        # Said apart, because most calls come here, and the general way would take as long as a small kernel.
+        return Rows([value], 1, True, value.shape[0], [name], [value.shape[1:]], _only, _only)
     if _is_array(value):
-        return _from_segments([value], [name], name, many=lambda y: y[0], one=lambda y: y[0])
+        return _from_segments([value], [name], name, many=_only, one=_only)
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
         raise TypeError(
             f"{name} must be a tensor [K, ...], a sequence of such tensors, or a sequence of K mappings or "
@@ -92,26 +97,26 @@ def _from_segments(
     many: Callable[[list[Tensor]], Any],
     one: Callable[[list[Tensor]], Any],
 ) -> Rows:
-    blocks = [as_floating(array, label) for array, label in zip(arrays, names, strict=True)]
-    for block, label in zip(blocks, names, strict=True):
-        if block.dim() == 0:
+    blocks = list(map(as_floating, arrays, names))
+    shapes = [block.shape for block in blocks]
+    for shape, label in zip(shapes, names, strict=True):
+        if not shape:
             raise ValueError(f"{label} must have a first axis that runs over rows; got a scalar")
-        if block.shape[0] != blocks[0].shape[0]:
-            raise ValueError(
-                f"{label} must have {blocks[0].shape[0]} rows as {names[0]} has; "
-                f"got shape {tuple(block.shape)}"
-            )
+    count = shapes[0][0]
+    for block, shape, label in zip(blocks[1:], shapes[1:], names[1:], strict=True):
+        if shape[0] != count:
+            raise ValueError(f"{label} must have {count} rows as {names[0]} has; got shape {tuple(shape)}")
         if block.device != blocks[0].device:
             raise ValueError(f"{label} must be on {blocks[0].device} as {names[0]} is; got {block.device}")
-    if blocks[0].shape[0] == 0:
-        raise ValueError(f"{name} must hold at least one row; got shape {tuple(blocks[0].shape)}")
+    if count == 0:
+        raise ValueError(f"{name} must hold at least one row; got shape {tuple(shapes[0])}")
     return Rows(
         blocks=blocks,
         segments=len(blocks),
         stacked=True,
-        count=blocks[0].shape[0],
+        row_count=count,
         names=names,
-        shapes=[block.shape[1:] for block in blocks],
+        shapes=[shape[1:] for shape in shapes],
         many=many,
         one=one,
     )
@@ -167,7 +172,7 @@ def _from_grid(
     head = [_as_part(array, f"{name}[0][{key!r}]") for array, key in zip(arrays, keys, strict=False)]
     # Thousands of tensors are compared as whole lists; only when that fails is the culprit looked for.
     uniform = (
-        all(isinstance(array, Tensor) for array in arrays)
+        all(issubclass(kind, Tensor) for kind in set(map(type, arrays)))
         and [tensor.shape for tensor in arrays] == [tensor.shape for tensor in head] * count
         and [tensor.dtype for tensor in arrays] == [tensor.dtype for tensor in head] * count
         and [tensor.device for tensor in arrays] == [head[0].device] * len(arrays)
@@ -178,7 +183,7 @@ def _from_grid(
         blocks=blocks,
         segments=segments,
         stacked=False,
-        count=count,
+        row_count=count,
         names=[f"{name}[...][{key!r}]" for key in keys],
         shapes=[tensor.shape for tensor in head],
         many=lambda outputs: [one(list(parts)) for parts in zip(*map(torch.unbind, outputs), strict=True)],

@@ -27,6 +27,11 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def is_floating(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and of one of the four floating dtypes."""
+    return tensor.dtype in FLOATING and tensor.layout is torch.strided
+
+
 def as_tensor(value: Any, name: str) -> Tensor:
     """Take a tensor as it is, an array of another library through DLPack.
 
@@ -56,6 +61,8 @@ def as_floating(value: Any, name: str) -> Tensor:
     Raises:
         TypeError: another dtype, or no array.
     """
+    if isinstance(value, Tensor) and is_floating(value):
+        return value
     tensor = as_tensor(value, name)
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16; got {describe(tensor)}")
@@ -71,7 +78,7 @@ def as_labels(value: Any, name: str) -> Tensor:
     tensor = as_tensor(value, name)
     if tensor.dtype not in INTEGER:
         raise TypeError(f"{name} must be integers; got {describe(tensor)}")
-    return tensor.to(torch.int64)
+    return tensor if tensor.dtype is torch.int64 else tensor.to(torch.int64)
 
 
 def as_float64(value: Any, name: str, device: torch.device) -> Tensor:
@@ -102,6 +109,7 @@ def check_same_device(**tensors: Tensor | None) -> None:
         ValueError: names each argument with its device.
     """
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
+    first = next(iter(devices.values()))
+    if any(device != first for device in devices.values()):
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"tensors must be on one device; got {listed}")

@@ -12,8 +12,8 @@ from mmfl_fast.ops.rows import Rows
 from mmfl_fast.ops.tensors import as_float64
 
 
-def as_weights(weights: Any, rows: Rows) -> Tensor:
-    """``weights`` as float64 [K] on the rows' device.
+def as_shares(weights: Any, rows: Rows) -> Tensor:
+    """``weights`` divided by their sum, as float64 [K] on the rows' device.
 
     The values are checked unless they are hidden, see :func:`mmfl_fast.kernels.values.are_known`.
 
@@ -22,15 +22,15 @@ def as_weights(weights: Any, rows: Rows) -> Tensor:
         ValueError: another shape, a negative or non-finite weight, or a sum of 0 or infinity.
     """
     tensor = as_float64(weights, "weights", rows.device)
-    if tensor.shape != (rows.count,):
-        raise ValueError(f"weights must have shape ({rows.count},), one per row; got {tuple(tensor.shape)}")
-    if are_known(tensor):
-        values = tensor.detach()
-        total = float(values.sum())
-        # NaN makes both comparisons fail.
-        if not (float(values.min()) >= 0 and 0 < total < math.inf):
-            _refuse(values, total)
-    return tensor
+    if tensor.shape != (rows.row_count,):
+        raise ValueError(
+            f"weights must have shape ({rows.row_count},), one per row; got {tuple(tensor.shape)}"
+        )
+    total = tensor.sum()
+    # NaN makes both comparisons fail.
+    if are_known(tensor) and not (tensor.min().item() >= 0 and 0 < total.item() < math.inf):
+        _refuse(tensor, total.item())
+    return tensor / total
 
 
 def _refuse(values: Tensor, total: float) -> NoReturn:
@@ -48,7 +48,11 @@ def as_matrix(matrix: Any, rows: Rows, square: bool = False) -> Tensor:
         ValueError: another shape.
     """
     tensor = as_float64(matrix, "matrix", rows.device)
-    if tensor.dim() != 2 or tensor.shape[1] != rows.count or (square and tensor.shape[0] != rows.count):
-        expected = f"({rows.count}, {rows.count})" if square else f"(R, {rows.count})"
+    if (
+        tensor.dim() != 2
+        or tensor.shape[1] != rows.row_count
+        or (square and tensor.shape[0] != rows.row_count)
+    ):
+        expected = f"({rows.row_count}, {rows.row_count})" if square else f"(R, {rows.row_count})"
         raise ValueError(f"matrix must have shape {expected}; got {tuple(tensor.shape)}")
     return tensor

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import mmfl_fast as mf
+from mmfl_fast import data
 from mmfl_fast.federation import part_of
 from mmfl_fast.federation.checkpoints import state_tensors
 
@@ -13,10 +14,12 @@ SMALL = {"width": 8, "operator_rows": 4, "layers": 2, "batch_size": 8, "local_ep
 def variants(methods):
     """Every method, and the settings of some that take another path through the server."""
     more = {
-        "m3fed": [{"clusters": 2}],
+        "m3fed": [{"clusters": 2}, {"clusters": "eigengap", "layerwise": True, "compared": "updates"}],
         "mat-fl": [{"grouping": "hard", "clusters": 2}],
         "meta-har": [{"head": "fresh", "local_epochs": 3}],
         "per-fedavg": [{"meta_gradient": "hessian-free"}],
+        "fedmeta": [{"variant": "meta-sgd"}],
+        "mcarn": [{"margins": "equal", "calibration": 0.0}],
     }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
 
@@ -30,9 +33,9 @@ def test_every_method_starts_from_the_same_model(trial, method):
         assert {"phi", "f", "T", "psi"} <= {part_of(n) for n in start}
 
 
-@pytest.mark.parametrize("method", EXCHANGING)
-def test_every_uploaded_tensor_moves_on_the_server(trial, method):
-    run = trial(method)
+@pytest.mark.parametrize(("method", "options"), variants(EXCHANGING))
+def test_every_uploaded_tensor_moves_on_the_server(trial, method, options):
+    run = trial(method, **options)
     new = run.aggregate(run.train())
     for client, before in zip(run.federation.clients, run.starts(), strict=True):
         after = run.received(new, client)
@@ -87,3 +90,30 @@ def test_partial_participation_through_the_engine(mixed_federation, method, opti
 def test_a_model_without_projection_trains(mixed_federation, method, options):
     result = mf.run(mixed_federation, method, rounds=1, config={**SMALL, "projection": False, **options})
     assert torch.isfinite(result.final["per_client"]).all()
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+def test_clients_trained_in_a_stack_come_out_the_same(mixed_federation, method, options):
+    config = {**SMALL, **options}
+    alone, stacked = (
+        state_tensors(mf.run(mixed_federation, method, rounds=1, config={**config, "chunk": chunk}).state)
+        for chunk in (1, 3)
+    )
+    for name in (n for n in alone if alone[n].is_floating_point()):
+        torch.testing.assert_close(alone[name], stacked[name], atol=2e-4, rtol=2e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+def test_a_client_with_test_rows_only(federation_with_an_empty_client, method, options):
+    result = mf.run(federation_with_an_empty_client, method, rounds=2, config={**SMALL, **options})
+    assert [line["clients"] for line in result.history] == [2, 2]
+    assert torch.isfinite(result.final["per_client"]).all()
+
+
+@pytest.mark.parametrize(("method", "options"), variants(METHODS))
+@pytest.mark.parametrize("level", ["client", "sample"])
+def test_missing_modalities(toy_federation, method, options, level):
+    federation = data.with_missing(toy_federation, rate=0.8, level=level, seed=1)
+    result = mf.run(federation, method, rounds=2, config={**SMALL, **options})
+    assert torch.isfinite(result.final["per_client"]).all()
+    assert all(t.isfinite().all() for n, t in state_tensors(result.state).items() if n.startswith("shared/"))

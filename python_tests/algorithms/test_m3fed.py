@@ -1,13 +1,15 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.sparse.csgraph import laplacian
 
 import mmfl_fast as mf
 from mmfl_fast import data
-from mmfl_fast.algorithms.clusters import spectral_clusters
+from mmfl_fast.algorithms.clusters import eigengap_clusters, spectral_clusters
 from mmfl_fast.algorithms.m3fed import M3Fed, M3FedConfig
 from mmfl_fast.federation import Context, Uploads
 from mmfl_fast.federation.batching import gather
@@ -233,19 +235,75 @@ def test_meta_gradient_switches_change_the_learner(mixed_federation, mode):
     torch.testing.assert_close(meta.shared["f.0.weight"], stacked.shared["f.0.weight"], atol=1e-5, rtol=1e-4)
 
 
+def flat(params, part="f."):
+    return np.stack(
+        [np.concatenate([p[n].double().flatten() for n in p if n.startswith(part)]) for p in params]
+    )
+
+
+def angular(rows, similarity="pearson"):
+    rows = rows - rows.mean(0)
+    if similarity == "pearson":
+        rows = rows - rows.mean(1, keepdims=True)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return 1 - np.arccos(np.clip(unit @ unit.T, -1, 1)) / np.pi
+
+
 @pytest.mark.parametrize("similarity", ["pearson", "cosine"])
 def test_affinity_is_the_angular_similarity_of_updates(mixed_federation, similarity):
     algorithm, state = build(mixed_federation, similarity=similarity)
     clients, params = one_round(mixed_federation, algorithm, state)
     affinity = aggregate(algorithm, state, clients, params).affinity.numpy()
-    rows = np.stack([np.concatenate([p[n].double().flatten() for n in p if n[0] == "f"]) for p in params])
-    rows = rows - rows.mean(0)
-    if similarity == "pearson":
-        rows = rows - rows.mean(1, keepdims=True)
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    expected = 1 - np.arccos(np.clip(unit @ unit.T, -1, 1)) / np.pi
-    np.testing.assert_allclose(affinity, expected, atol=1e-4)
+    np.testing.assert_allclose(affinity, angular(flat(params), similarity), atol=1e-4)
     np.testing.assert_array_equal(np.diag(affinity), 1.0)
+
+
+def test_layerwise_gives_every_layer_one_vote(mixed_federation):
+    affinities = {}
+    for layerwise in (False, True):
+        algorithm, state = build(mixed_federation, layerwise=layerwise)
+        clients, params = one_round(mixed_federation, algorithm, state)
+        # One layer drowns the other in the whole vector.
+        loud = [{n: 100 * t if n.startswith("f.1.") else t for n, t in p.items()} for p in params]
+        affinities[layerwise] = aggregate(algorithm, state, clients, loud).affinity.numpy()
+    layers = [angular(flat(loud, part)) for part in ("f.0.", "f.1.")]
+    np.testing.assert_allclose(affinities[True], (layers[0] + layers[1]) / 2, atol=1e-4)
+    np.testing.assert_allclose(affinities[False], layers[1], atol=1e-2)
+    assert np.abs(layers[0] - layers[1]).max() > 0.05
+
+
+def test_models_keep_clusters_where_they_were_and_updates_do_not(mixed_federation):
+    groupings = {}
+    for compared in ("models", "updates"):
+        algorithm, state = build(mixed_federation, clusters=2, compared=compared)
+        clients = list(mixed_federation.clients)
+        generator = torch.Generator().manual_seed(0)
+        base = algorithm.broadcast(state, clients[0])
+        directions = [
+            {n: torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(2)
+        ]
+        history = []
+        for length, groups in ((1.0, [0, 1] * 4), (0.1, [0, 0, 1, 1] * 2)):
+            starts = [algorithm.broadcast(state, c) for c in clients]
+            params = [
+                {
+                    n: t + length * (directions[g][n] + 0.3 * torch.randn(t.shape, generator=generator))
+                    if n[0] == "f"
+                    else t
+                    for n, t in start.items()
+                }
+                for start, g in zip(starts, groups, strict=True)
+            ]
+            changed = flat(params) - flat(starts)
+            state = aggregate(algorithm, state, clients, params)
+            history.append(state.clusters.tolist())
+        if compared == "updates":
+            np.testing.assert_allclose(state.affinity.numpy(), angular(changed), atol=1e-3)
+        groupings[compared] = history
+    assert groupings == {
+        "models": [[0, 1] * 4, [0, 1] * 4],
+        "updates": [[0, 1] * 4, [0, 0, 1, 1] * 2],
+    }
 
 
 def test_clients_that_were_not_drawn_keep_their_learner(mixed_federation):
@@ -269,6 +327,70 @@ def two_groups(count):
 
 def test_spectral_clusters_finds_two_groups():
     assert spectral_clusters(two_groups(8), 2).tolist() == [0, 1] * 4
+
+
+def groups_of(sizes):
+    label = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    affinity = torch.where(label[:, None] == label, 0.7, 0.45).double()
+    noise = torch.rand(
+        len(label), len(label), dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )
+    return (affinity + 0.05 * (noise + noise.T)).fill_diagonal_(1.0), label
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 3, 4), (4, 2, 6, 3), (3, 4, 3, 4, 5, 3)])
+def test_the_eigengap_finds_the_number_of_groups(sizes):
+    affinity, label = groups_of(sizes)
+    assert eigengap_clusters(affinity) == len(sizes)
+    assert spectral_clusters(affinity, "eigengap").tolist() == label.tolist()
+
+
+def test_the_eigengap_stops_at_half_the_clients():
+    affinity, _ = groups_of((2, 2, 2, 1, 1))
+    eigenvalues = np.linalg.eigvalsh(laplacian(affinity.numpy(), normed=True))
+    assert np.diff(eigenvalues)[1:].argmax() + 2 == 5
+    assert eigengap_clusters(affinity) <= 4
+
+
+def test_the_eigengap_is_the_largest_step_of_the_spectrum():
+    affinity, _ = groups_of((5, 3, 4))
+    weights = affinity.numpy() - np.eye(12)
+    scale = weights.sum(0) ** -0.5
+    eigenvalues = np.sort(np.linalg.eigvals(np.eye(12) - scale[:, None] * weights * scale).real)
+    steps = {k: eigenvalues[k] - eigenvalues[k - 1] for k in range(2, 7)}
+    assert eigengap_clusters(affinity) == max(steps, key=steps.get) == 3
+
+
+@pytest.mark.parametrize(
+    ("affinity", "expected"),
+    [
+        (two_groups(3), [0] * 3),
+        (torch.ones(1, 1, dtype=torch.float64), [0]),
+        (two_groups(4), [0, 1] * 2),
+        (torch.full((6, 6), 0.5, dtype=torch.float64).fill_diagonal_(1.0), [0] * 6),
+        (torch.eye(5, dtype=torch.float64), [0] * 5),
+    ],
+)
+def test_the_eigengap_of_degenerate_input(affinity, expected):
+    assert spectral_clusters(affinity, "eigengap").tolist() == expected
+
+
+def test_the_eigengap_decides_in_a_run(mixed_federation):
+    config = {**SMALL, "clusters": "eigengap"}
+    line = mf.run(mixed_federation, "m3fed", rounds=2, config=config).history[-1]
+    assert len(set(line["clusters"])) in (2, 3, 4)
+
+
+def test_clusters_are_compared_with_the_modalities(mixed_federation):
+    algorithm, state = build(mixed_federation)
+    values = {
+        (0,) * 4 + (1,) * 4: 1.0,
+        (0,) * 8: 0.0,
+        (-1, 0, 0, 0, 1, 1, 1, -1): 1.0,
+    }
+    for clusters, expected in values.items():
+        told = algorithm.metrics(dataclasses.replace(state, clusters=torch.tensor(clusters)))
+        assert told["adjusted_rand_index"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,12 @@ def test_metrics(mixed_federation):
     hard = mf.run(mixed_federation, "mat-fl", rounds=1, config={**SMALL, "grouping": "hard"}).history[0]
     assert 1 / 8 < soft["self_weight"] <= 1
     assert len(hard["clusters"]) == 8
+    assert -1 <= hard["adjusted_rand_index"] <= 1
+
+
+def test_the_similarity_is_angular(trial):
+    run = trial("mat-fl")
+    new = run.aggregate(directions(run, [0, math.pi / 2, math.pi, 3 * math.pi / 2] * 2))
+    similarity = run.algorithm.similarity(new)
+    expected = [[1.0, 0.5, 0.0, 0.5], [0.5, 1.0, 0.5, 0.0], [0.0, 0.5, 1.0, 0.5], [0.5, 0.0, 0.5, 1.0]]
+    torch.testing.assert_close(similarity, torch.tensor(expected).double().repeat(2, 2), atol=1e-2, rtol=0)

@@ -13,6 +13,19 @@ def test_every_preset_is_valid():
         experiment.refuse_unknown_options([experiment.algorithm, "local", "fedavg", "cross-fedavg", "m3fed"])
 
 
+@pytest.mark.parametrize("method", algorithms.names())
+def test_every_method_has_a_preset_on_one_federation(method):
+    name = "m3fed-five" if method == "m3fed" else method
+    experiment, reference = load_experiment(name), load_experiment("m3fed-five")
+    assert experiment.algorithm == method
+    assert (experiment.rounds, experiment.data) == (reference.rounds, reference.data)
+    assert experiment.config["evaluate_every"] == reference.config["evaluate_every"]
+    kind = algorithms.get(method).Config
+    own = {k: v for k, v in experiment.options_of(method).items() if k != "evaluate_every"}
+    assert kind(**own) == kind()
+    assert set(experiment.methods[method]) <= set(own)
+
+
 def test_changes_reach_their_section():
     experiment = load_experiment("demo", ["rounds=3", "data.alpha=0.4", "lambda=0.3", "missing.rate=0.5"])
     assert experiment.rounds == 3
