@@ -66,7 +66,7 @@ def row_tables(
         blocks[s::segments] = _of_one_dtype(blocks[s::segments])
     grid, kept = rows.block_table(blocks, stacked)
     extra, kept_further = rows.block_table(further, stacked=False)
-    grid = grid.reshape(lines, segments, 5)
+    grid, extra = grid.reshape(lines, segments, 5), extra.reshape(-1, 5)
     widths = rows.widths(blocks, segments, stacked)
     launches: dict[tuple[torch.dtype, torch.dtype, bool], list[int]] = {}
     for s in range(segments):
