@@ -79,9 +79,7 @@ def test_gram(layout: str, dtype: torch.dtype, arrange: Any) -> None:
             assert torch.equal(ours, ours.mT)
 
 
-@pytest.mark.parametrize(
-    ("count", "columns"), [(1, 1), (2, 15), (16, 33), (17, 16), (33, 70), (65, 33), (130, 5)]
-)
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 15), (16, 33), (17, 16), (33, 70), (65, 33)])
 def test_gram_around_the_tiles(count: int, columns: int) -> None:
     x = torch.randn(count, columns)
     for mean_origin, centre_rows in ((False, False), (True, True)):

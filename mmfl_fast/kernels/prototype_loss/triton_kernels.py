@@ -188,8 +188,8 @@ def _rows_state(
         labels, label_batch, label_step, class_mask, masks_each, client, row, rows, classes, MASKED
     )
     g = tl.load(upstream + client * upstream_batch + row * upstream_step, mask=active, other=0)
-    active = active & (g != 0)
     value = tl.load(loss + client * rows + row, mask=active, other=0)
+    active = active & (g != 0)
     left = features + client * feature_batch + row * feature_row
     right = prototypes + client // clients_each * prototype_group + label * prototype_row
     own = _label_cosine(
