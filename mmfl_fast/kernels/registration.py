@@ -86,14 +86,14 @@ def sample(argument: Any, dim: Any, index: int) -> Any:
     return argument if dim is None else argument.select(dim, index)
 
 
-def _on_gpu(name: str, cuda: Callable[..., Any] | None) -> Callable[..., Any]:
+def _on_gpu(name: str, cuda: Callable[..., Any]) -> Callable[..., Any]:
     """Implementation for CUDA tensors: the extension's, or the function of that name in ``triton.py``."""
     package = name.removesuffix("_backward")
 
     def run(*arguments: Any) -> Any:
         first = arguments[0]
         device = (first if isinstance(first, torch.Tensor) else first[0]).device
-        if cuda is not None and gpu_kernels(package, device) == "native":
+        if gpu_kernels(package, device) == "native":
             return cuda(*arguments)
         # Imported when it is needed: Triton is neither small nor everywhere.
         module = importlib.import_module(f"mmfl_fast.kernels.{package}.triton")
@@ -102,9 +102,7 @@ def _on_gpu(name: str, cuda: Callable[..., Any] | None) -> Callable[..., Any]:
     return run
 
 
-def register(
-    primitive: Primitive, cpu: Callable[..., Any], cuda: Callable[..., Any] | None = None
-) -> Callable[..., Any]:
+def register(primitive: Primitive, cpu: Callable[..., Any], cuda: Callable[..., Any]) -> Callable[..., Any]:
     """Register a primitive with torch and return the function to call.
 
     The op itself carries a gradient and a batching rule, for ``opcheck``, export and direct calls. The

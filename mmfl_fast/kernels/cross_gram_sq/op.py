@@ -81,13 +81,21 @@ def _from_row_products(views: Sequence[Tensor], weights: Tensor) -> list[Tensor]
     return [torch.cat(strip, dim=-2) for strip in strips]
 
 
+def _owner_of_columns(views: Sequence[Tensor]) -> Tensor:
+    """Which matrix every column belongs to, all matrices' columns side by side."""
+    owners, first = [], 0
+    for view in views:
+        _, count, _, columns = view.shape
+        # One number says how often: a tensor of numbers would come from the host, and a GPU would wait.
+        owners.append(torch.arange(first, first + count, device=view.device).repeat_interleave(columns))
+        first += count
+    return torch.cat(owners)
+
+
 def _from_column_products(views: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
     """``2 sum_j Y_j (S_ij Y_j^T Y_i)``, by strips of all matrices' columns side by side."""
     flat = torch.cat([view.transpose(1, 2).flatten(-2) for view in views], dim=-1)
-    widths = [view.shape[3] for view in views for _ in range(view.shape[1])]
-    owner = torch.repeat_interleave(
-        torch.arange(len(widths), device=flat.device), torch.tensor(widths, device=flat.device)
-    )
+    owner = _owner_of_columns(views)
     columns = flat.shape[-1]
     width = max(1, _STRIP // (flat.shape[0] * columns))
     strips = []
