@@ -6,8 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from triton import knobs
+
+# Major and minor version.
+COMPILER = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 # Under TRITON_INTERPRET=1 kernels run on CPU tensors, for tests.
 INTERPRETED = bool(knobs.runtime.interpret)

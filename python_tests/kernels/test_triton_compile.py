@@ -332,3 +332,10 @@ def test_every_configuration_is_among_the_cases() -> None:
 
 def test_a_spill_would_be_seen() -> None:
     assert spilled("    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads") == 16
+
+
+def test_a_compiler_that_crashes_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prototype_loss, "COMPILER", (3, 6))
+    x, labels = torch.randn(1, 2, 3, dtype=DOUBLE), torch.zeros(1, 2, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match=r"needs Triton 3\.9.*this is 3\.6"):
+        prototype_loss.prototype_loss(x, labels, x, None, 0.1, True, False)

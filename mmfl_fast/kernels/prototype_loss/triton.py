@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmfl_fast.kernels.prototype_loss.triton_kernels import backward_kernel, forward_kernel, join_kernel
 from mmfl_fast.kernels.rows import compute_dtype
-from mmfl_fast.kernels.triton_launch import TYPES, factor_type, on, precision
+from mmfl_fast.kernels.triton_launch import COMPILER, TYPES, factor_type, on, precision
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,19 @@ def tile_for(rows: int, classes: int, compute: torch.dtype) -> Tile:
     return next((tile for tile in tiles if tile.rows >= rows and tile.classes >= classes), tiles[-1])
 
 
+def _check_compiler(compute: torch.dtype) -> None:
+    """Refuse what a compiler is known to crash on, which would end the process.
+
+    Raises:
+        NotImplementedError: names the version.
+    """
+    if compute == torch.float64 and COMPILER < (3, 9):
+        raise NotImplementedError(
+            f"prototype_loss in float64 needs Triton 3.9, for 3.6 crashes on it; this is "
+            f"{'.'.join(map(str, COMPILER))}: take float32, or another backend"
+        )
+
+
 def _options(
     features: Tensor, prototypes: Tensor, class_mask: Tensor | None, tile: Tile, normalise: bool, tf32: bool
 ) -> dict[str, Any]:
@@ -89,6 +102,9 @@ def prototype_loss(
 
     Asynchronous, on the current stream of the features' device. The values of labels stay there: the loss of
     a row whose label is neither -100 nor in [0, C) is NaN, and the row has no gradient.
+
+    Raises:
+        NotImplementedError: float64, compiled by a Triton before 3.9.
     """
     clients, rows, dims = features.shape
     groups, classes, _ = prototypes.shape
@@ -96,6 +112,7 @@ def prototype_loss(
     loss, log_sum = features.new_empty(2, clients, rows, dtype=dtype)
     if loss.numel() == 0:
         return loss, log_sum
+    _check_compiler(dtype)
     tile = tile_for(rows, classes, dtype)
     with on(features.device):
         class_mask = None if class_mask is None else class_mask.contiguous()
