@@ -116,6 +116,14 @@ def test_names_are_no_mathematics_and_stay_in_the_legend() -> None:
     plots.png(figure)
 
 
+@pytest.mark.parametrize(
+    ("clusters", "labels"), [([0, -1, 0], ["no cluster", "cluster 0"]), ([-1, -1, -1], [])]
+)
+def test_clients_in_no_cluster_are_told_as_such(clusters: list[int], labels: list[str]) -> None:
+    figure = plots.similarity_map(similarity(3), names(3), ["a", "a", "a"], clusters)
+    assert [text.get_text() for text in figure.axes[0].texts] == labels
+
+
 def test_similarity_is_sorted_by_cluster_then_group() -> None:
     matrix, groups, clusters = similarity(5), ["b", "a", "b", "a", "b"], [1, 0, 0, 1, 1]
     figure = plots.similarity_map(matrix, names(5), groups, clusters)

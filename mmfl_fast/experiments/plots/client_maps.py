@@ -44,7 +44,7 @@ def similarity_map(
         affinity: ``[K, K]`` in [0, 1]; NaN rows and columns for clients that did not take part are left out.
         names: ``[K]`` client names.
         groups: ``[K]`` what the colour strip shows, such as data set and modality.
-        clusters: ``[K]``, or None if the algorithm forms none.
+        clusters: ``[K]``, -1 for a client in none; or None if the algorithm forms none.
 
     Returns:
         The figure; None if no client took part.
@@ -154,7 +154,7 @@ def _client_map(
     axes.set(xlim=(-strip, count), ylim=(count, -strip), aspect="equal", xticks=[])
     bare(axes)
     _name_clients(axes, [names[i] for i in order])
-    if clusters is not None:
+    if clusters is not None and max(clusters) >= 0:
         _mark_clusters(axes, [clusters[i] for i in order])
     bar = figure.colorbar(
         image, ax=axes, shrink=0.7, aspect=28, pad=0.02, extend="max" if saturated else "neither"
@@ -195,7 +195,8 @@ def _mark_clusters(axes: Axes, clusters: Sequence[int]) -> None:
         axes.plot([end, end], [0, count], color="black", linewidth=1.2)
     centres = ends - np.array([size for _, size in runs]) / 2
     for (cluster, _), y in zip(runs, _apart(centres, 0.032 * count, count), strict=True):
-        axes.text(count * 1.015, y, f"cluster {cluster}", fontsize=7.5, color=INK, va="center")
+        label = f"cluster {cluster}" if cluster >= 0 else "no cluster"
+        axes.text(count * 1.015, y, label, fontsize=7.5, color=INK, va="center")
 
 
 def _apart(positions: Matrix, gap: float, length: float) -> Matrix:
