@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# On a CPU: benches/results/cpu-ops, where no case is slower than "reference", which is timed beside every one. On
-# a GPU: nothing has been measured yet, so nobody gets a kernel there without asking for it by name.
+# On a CPU: benches/results/cpu-ops, where "reference" is timed beside every case and none is slower than it.
+# On a GPU: nothing has been measured yet, so nobody gets a kernel there without asking for it by name.
 FASTEST = {
     "cpu": {
         "gram": "native",
