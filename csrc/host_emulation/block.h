@@ -273,10 +273,27 @@ inline bool any_lane(bool condition) {
   });
 }
 
-struct Tf32Operands {
-  std::uint32_t a[4];
-  std::uint32_t b[2];
-};
+// d plus the product of a warp's operands: add(of, row, half, column, sum) adds what belongs to row
+// `row + 8 * half` and to `column`, where of(lane) are the operands that a lane holds.
+template <typename Add>
+void multiply_add_operands(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], Add add) {
+  struct Operands {
+    std::uint32_t a[4];
+    std::uint32_t b[2];
+  } mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  std::memcpy(mine.b, b, sizeof mine.b);
+  const int row = thread() % emulation::kWarp / 4, place = thread() % 4;
+  struct Sums {
+    float of[4];
+  };
+  const Sums sums = emulation::Block::current().exchange(mine, [&](auto of) {
+    Sums result;
+    for (int c = 0; c < 4; ++c) result.of[c] = add(of, row, c / 2, 2 * place + c % 2, d[c]);
+    return result;
+  });
+  std::memcpy(d, sums.of, sizeof sums.of);
+}
 
 inline float tf32(std::uint32_t bits) {
   bits &= 0xffffe000u;
@@ -286,53 +303,25 @@ inline float tf32(std::uint32_t bits) {
 }
 
 inline void multiply_add_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  Tf32Operands mine;
-  std::memcpy(mine.a, a, sizeof mine.a);
-  std::memcpy(mine.b, b, sizeof mine.b);
-  const int group = thread() % emulation::kWarp / 4, place = thread() % 4;
-  struct Sums {
-    float of[4];
-  };
-  const Sums sums = emulation::Block::current().exchange(mine, [&](auto of) {
-    Sums result;
-    for (int c = 0; c < 4; ++c) {
-      const int upper = c / 2, column = 2 * place + c % 2;
-      float sum = d[c];
-      for (int k = 0; k < 8; ++k)
-        sum += tf32(of(4 * group + k % 4).a[upper + k / 4 * 2]) * tf32(of(4 * column + k % 4).b[k / 4]);
-      result.of[c] = sum;
-    }
-    return result;
+  multiply_add_operands(d, a, b, [](auto of, int row, int half, int column, float sum) {
+    for (int k = 0; k < 8; ++k)
+      sum += tf32(of(4 * row + k % 4).a[half + k / 4 * 2]) * tf32(of(4 * column + k % 4).b[k / 4]);
+    return sum;
   });
-  std::memcpy(d, sums.of, sizeof sums.of);
 }
 
 template <typename Decode>
 void multiply_add_16_bit(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                          Decode decode) {
-  Tf32Operands mine;
-  std::memcpy(mine.a, a, sizeof mine.a);
-  std::memcpy(mine.b, b, sizeof mine.b);
-  const int group = thread() % emulation::kWarp / 4, place = thread() % 4;
-  struct Sums {
-    float of[4];
-  };
-  const Sums sums = emulation::Block::current().exchange(mine, [&](auto of) {
-    Sums result;
-    for (int c = 0; c < 4; ++c) {
-      const int upper = c / 2, column = 2 * place + c % 2;
-      float sum = d[c];
-      for (int k = 0; k < 16; ++k) {
-        const std::uint32_t left = of(4 * group + k % 8 / 2).a[upper + k / 8 * 2];
-        const std::uint32_t right = of(4 * column + k % 8 / 2).b[k / 8];
-        sum += decode(static_cast<std::uint16_t>(left >> (k % 2 * 16))) *
-               decode(static_cast<std::uint16_t>(right >> (k % 2 * 16)));
-      }
-      result.of[c] = sum;
+  multiply_add_operands(d, a, b, [&](auto of, int row, int half, int column, float sum) {
+    for (int k = 0; k < 16; ++k) {
+      const std::uint32_t left = of(4 * row + k % 8 / 2).a[half + k / 8 * 2];
+      const std::uint32_t right = of(4 * column + k % 8 / 2).b[k / 8];
+      sum += decode(static_cast<std::uint16_t>(left >> (k % 2 * 16))) *
+             decode(static_cast<std::uint16_t>(right >> (k % 2 * 16)));
     }
-    return result;
+    return sum;
   });
-  std::memcpy(d, sums.of, sizeof sums.of);
 }
 
 inline void multiply_add_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {

@@ -1,24 +1,9 @@
 #include "common/thread_pool.h"
 #include "prototype_loss/prototype_loss.h"
+#include "prototype_loss/prototype_loss_check.h"
 
 namespace mmfl {
 namespace {
-
-Status check(const PrototypeLossArgs& args) {
-  if (args.clients < 0 || args.rows < 0 || args.dims < 0 || args.classes < 1 || args.groups < 0 ||
-      args.masks < 0)
-    return Status::kBadShape;
-  if (args.clients > 0 && (args.groups == 0 || args.clients % args.groups != 0)) return Status::kBadShape;
-  if (args.masks > 0 && args.clients % args.masks != 0) return Status::kBadShape;
-  if (!(args.temperature > 0)) return Status::kBadShape;
-  if (!is_known(args.features.dtype) || !is_known(args.prototypes.dtype)) return Status::kBadDtype;
-  const std::int64_t count = args.clients * args.rows;
-  if (count > 0 && args.labels == nullptr) return Status::kNullPointer;
-  if (count * args.dims > 0 && args.features.data == nullptr) return Status::kNullPointer;
-  if (args.groups * args.dims > 0 && args.prototypes.data == nullptr) return Status::kNullPointer;
-  if (args.masks > 0 && args.class_mask == nullptr) return Status::kNullPointer;
-  return Status::kOk;
-}
 
 PrototypeLossArgs with_useful_threads(PrototypeLossArgs args) {
   const double logits = static_cast<double>(args.clients * args.rows) * static_cast<double>(args.classes);
@@ -41,7 +26,7 @@ std::int64_t first_bad_label(const PrototypeLossArgs& args) {
 
 Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_sum, std::int64_t* bad_label) {
   *bad_label = -1;
-  const Status status = check(args);
+  const Status status = check_prototype_loss(args);
   if (status != Status::kOk) return status;
   if (args.clients * args.rows == 0) return Status::kOk;
   if (loss == nullptr || log_sum == nullptr) return Status::kNullPointer;
@@ -51,7 +36,7 @@ Status prototype_loss_cpu(const PrototypeLossArgs& args, void* loss, void* log_s
 }
 
 Status prototype_loss_backward_cpu(const PrototypeLossArgs& args, const PrototypeLossGradients& gradients) {
-  const Status status = check(args);
+  const Status status = check_prototype_loss(args);
   if (status != Status::kOk) return status;
   if (first_bad_label(args) >= 0) return Status::kBadShape;
   const std::int64_t count = args.clients * args.rows;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/workspace.h"
+#include "prototype_loss/prototype_loss_check.h"
 
 namespace mmfl {
 namespace {
@@ -11,22 +12,6 @@ namespace {
 constexpr std::int64_t kLongestSplit = 4096;
 
 std::int64_t pieces(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
-
-Status check(const PrototypeLossArgs& args) {
-  if (args.clients < 0 || args.rows < 0 || args.dims < 0 || args.classes < 1 || args.groups < 0 ||
-      args.masks < 0)
-    return Status::kBadShape;
-  if (args.clients > 0 && (args.groups == 0 || args.clients % args.groups != 0)) return Status::kBadShape;
-  if (args.masks > 0 && args.clients % args.masks != 0) return Status::kBadShape;
-  if (!(args.temperature > 0)) return Status::kBadShape;
-  if (!is_known(args.features.dtype) || !is_known(args.prototypes.dtype)) return Status::kBadDtype;
-  const std::int64_t count = args.clients * args.rows;
-  if (count > 0 && args.labels == nullptr) return Status::kNullPointer;
-  if (count * args.dims > 0 && args.features.data == nullptr) return Status::kNullPointer;
-  if (args.groups * args.dims > 0 && args.prototypes.data == nullptr) return Status::kNullPointer;
-  if (args.masks > 0 && args.class_mask == nullptr) return Status::kNullPointer;
-  return Status::kOk;
-}
 
 LossElements elements_of(const PrototypeLossArgs& args) {
   if (args.in_double) return LossElements::kDouble;
@@ -55,7 +40,7 @@ void cut(std::int64_t groups, std::int64_t own, std::int64_t others, std::int64_
 
 Status plan_prototype_loss(const PrototypeLossArgs& args, void* loss, void* log_sum, PrototypeLossPlan& plan,
                            std::int64_t blocks) {
-  const Status status = check(args);
+  const Status status = check_prototype_loss(args);
   if (status != Status::kOk) return status;
   plan.elements = elements_of(args);
   PrototypeLossDevice& device = plan.device;
@@ -86,7 +71,7 @@ void place_prototype_loss(unsigned char* workspace, PrototypeLossPlan& plan) {
 
 Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const PrototypeLossGradients& gradients,
                                     PrototypeLossBackwardPlan& plan, std::int64_t blocks) {
-  const Status status = check(args);
+  const Status status = check_prototype_loss(args);
   if (status != Status::kOk) return status;
   plan.elements = elements_of(args);
   PrototypeLossBackwardDevice& device = plan.device;

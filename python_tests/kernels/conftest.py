@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.backend import backends, use_backend
 from mmfl_fast.kernels.rows import DTYPE_CODES
 
 HERE = Path(__file__).parent
@@ -68,6 +69,18 @@ def _arrange(layout: str, values: Tensor) -> CanonicalRows:
     assert layout == "state dicts"
     parts = [part for row in values for part in (row[:half].clone(), row[half:].clone().reshape(-1, 1))]
     return CanonicalRows(parts, 2, False)
+
+
+@pytest.fixture(params=["native", "triton"])
+def gpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both kinds of kernels for a GPU, one after the other."""
+    status = backends()[request.param]
+    if "cuda" not in status.devices:
+        if request.config.getoption("--require-gpu"):
+            pytest.fail(status.reason, pytrace=False)
+        pytest.skip(status.reason)
+    with use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture
