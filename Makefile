@@ -39,7 +39,7 @@ gpu-check:
 	$(PYTHON) -m pytest -m gpu --require-gpu python_tests/kernels
 	$(SANITIZER) --tool memcheck $(PYTHON) benches/sanitizer_cases.py
 	$(SANITIZER) --tool racecheck $(PYTHON) benches/sanitizer_cases.py
-	$(PYTHON) -m mmfl_fast bench ops --device cuda --seconds 1 --json $(GPU_JSON)
+	$(PYTHON) -m mmfl_fast.benches --device cuda --seconds 1 --json $(GPU_JSON)
 
 dist: $(VENV)/.installed
 	rm -rf dist && $(BIN)/python -m build

@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 from datetime import datetime
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from types import NoneType
@@ -20,6 +19,7 @@ from rich.table import Table
 
 import mmfl_fast
 from mmfl_fast import algorithms, data
+from mmfl_fast.benches.command import bench_ops
 from mmfl_fast.experiments import presets
 from mmfl_fast.experiments.compare import CellError, compare
 from mmfl_fast.experiments.fairness import UnfairComparisonError
@@ -249,51 +249,7 @@ def data_check(
     _tell(f"{name}: all files are there and sound")
 
 
-class Device(str, Enum):
-    """Where a bench runs."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-@bench_app.command("ops")
-def bench_ops(
-    device: Annotated[Device, typer.Option(help="`cuda` has cases of its own, larger ones.")] = Device.cpu,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too, after every case.")
-    ] = None,
-    only: Annotated[
-        str, typer.Option(metavar="TEXT", help="Take the cases with this in their name, as `K=64`.")
-    ] = "",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch and of the kernels. Default: torch's.")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="For the timing of a case; every call has at least five turns.")
-    ] = 2.0,
-) -> None:
-    """Time the ops beside plain torch, and say which targets they meet.
-
-    Every result is compared with float64 first; a wrong one is not timed, and the exit status is 1.
-
-    Then ours, the best torch expressions and the reference backend take turns in one process. Times are
-    p20, p50 and p80 in milliseconds; "measured" is our p50 divided by theirs: below 1, ours is faster.
-    A missed target is printed as one and does not change the exit status.
-
-    Examples:
-      mmfl-fast bench ops
-
-      mmfl-fast bench ops --only angular --threads 2 --json angular.json
-
-      mmfl-fast bench ops --device cuda --seconds 1 --json gpu.json
-    """
-    # A bench is no part of what the other commands need.
-    from mmfl_fast.benches import ops
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if not ops.run(device.value, only, seconds, json_file):
-        raise typer.Exit(1)
+bench_app.command("ops")(bench_ops)
 
 
 @app.command("doctor")

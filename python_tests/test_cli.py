@@ -302,5 +302,17 @@ def test_bench_on_a_machine_without_a_gpu(typed, monkeypatch):
 
 
 def test_the_other_commands_do_not_import_the_benches(tmp_path):
-    code = "import sys, mmfl_fast.cli; assert 'mmfl_fast.benches' not in sys.modules"
+    code = "import sys, mmfl_fast.cli; assert 'mmfl_fast.benches.ops' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_benches_run_without_the_engine(tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = ['bench', '--only=gram K=4', '--seconds=0']\n"
+        "try: runpy.run_module('mmfl_fast.benches', run_name='__main__')\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "assert not {'mmfl_fast.federation', 'mmfl_fast.experiments', 'sklearn'} & set(sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "gram K=4 P=8" in told.stdout

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import mmfl_fast as mf
 
 
@@ -11,6 +13,16 @@ def test_importing_loads_neither_triton_nor_transformers_and_touches_no_gpu():
         "assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_the_ops_do_without_the_engine():
+    code = "import sys, mmfl_fast; mmfl_fast.ops; assert not {'pydantic', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_an_unknown_name_is_told():
+    with pytest.raises(AttributeError, match="module 'mmfl_fast' has no attribute 'opps'"):
+        mf.opps  # noqa: B018
 
 
 def test_public_names_exist():

@@ -1,0 +1,56 @@
+"""The command ``mmfl-fast bench ops``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+
+class Device(str, Enum):
+    """Where a bench runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def bench_ops(
+    device: Annotated[Device, typer.Option(help="`cuda` has cases of its own, larger ones.")] = Device.cpu,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too, after every case.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="TEXT", help="Take the cases with this in their name, as `K=64`.")
+    ] = "",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels. Default: torch's.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="For the timing of a case; every call has at least five turns.")
+    ] = 2.0,
+) -> None:
+    """Time the ops beside plain torch, and say which targets they meet.
+
+    Every result is compared with float64 first; a wrong one is not timed, and the exit status is 1.
+
+    Then ours, the best torch expressions and the reference backend take turns in one process. Times are
+    p20, p50 and p80 in milliseconds; "measured" is our p50 divided by theirs: below 1, ours is faster.
+    A missed target is printed as one and does not change the exit status.
+
+    Examples:
+      mmfl-fast bench ops
+
+      mmfl-fast bench ops --only angular --threads 2 --json angular.json
+
+      mmfl-fast bench ops --device cuda --seconds 1 --json gpu.json
+    """
+    # Cases make their baselines when they are imported; `--help` does without.
+    from . import ops
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if not ops.run(device.value, only, seconds, json_file):
+        raise typer.Exit(1)
