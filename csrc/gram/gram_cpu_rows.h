@@ -129,9 +129,8 @@ class BlockRows {
     find_pivot();
   }
 
-  std::int64_t count() const { return count_; }
   bool bad(std::int64_t r) const { return bad_[r] != 0; }
-  // Row r for r < count(), the pivot for r up to the next multiple of kSummed.
+  // The rows, then the pivot up to the next multiple of kSummed.
   const T* const* at() const { return at_; }
   T* copy(std::int64_t r) { return copies_ + r * kBlock<T>; }
 
