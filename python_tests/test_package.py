@@ -21,8 +21,8 @@ def test_the_ops_do_without_the_engine():
 
 
 def test_an_unknown_name_is_told():
-    with pytest.raises(AttributeError, match="module 'mmfl_fast' has no attribute 'opps'"):
-        mf.opps  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'mmfl_fast' has no attribute 'kernel'"):
+        mf.kernel  # noqa: B018
 
 
 def test_public_names_exist():
