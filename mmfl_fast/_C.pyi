@@ -1,183 +1,129 @@
-"""The compiled kernels. They take addresses; only ``mmfl_fast.kernels`` calls them."""
+"""The compiled kernels. They take tensors and trust them; only ``mmfl_fast.kernels`` calls them."""
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable
 
-_Int64Array = npt.NDArray[np.int64]
+from torch import Tensor
 
 built_with_cuda: bool
 
+def set_exchange(capsule: object) -> None: ...
 def simd_level() -> str: ...
 def cuda_report() -> tuple[int, int, str, list[tuple[str, int, int]]]: ...
 def gram(
-    blocks: _Int64Array,
-    widths: _Int64Array,
-    origin: _Int64Array,
+    blocks: list[Tensor],
+    segments: int,
+    stacked: bool,
+    origin: list[Tensor],
     mean_origin: bool,
     centre_rows: bool,
-    gram: int,
-    row_mean: int,
+    gram: Tensor,
+    row_mean: Tensor,
     threads: int,
 ) -> None: ...
 def mix(
-    blocks: _Int64Array,
-    widths: _Int64Array,
-    outputs: _Int64Array,
-    matrix: int,
-    matrix_rows: int,
-    matrix_columns: int,
-    row_offset: int,
+    blocks: list[Tensor],
+    segments: int,
+    stacked: bool,
+    matrix: Tensor,
+    row_offset: Tensor,
     centre_columns: bool,
+    outputs: list[Tensor],
     threads: int,
 ) -> None: ...
 def cross_gram_sq(
-    blocks: _Int64Array,
-    batch: int,
-    rows: int,
-    dtype: int,
-    mean_columns: bool,
-    normalise_rows: bool,
-    out: int,
-    threads: int,
+    blocks: list[Tensor], mean_columns: bool, normalise_rows: bool, out: Tensor, threads: int
 ) -> None: ...
 def prototype_loss(
-    sizes: _Int64Array,
-    tensors: _Int64Array,
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
-    in_double: bool,
-    loss: int,
-    log_sum: int,
+    loss: Tensor,
+    log_sum: Tensor,
     threads: int,
 ) -> int: ...
 def prototype_loss_backward(
-    sizes: _Int64Array,
-    tensors: _Int64Array,
+    loss_gradient: Tensor,
+    loss: Tensor,
+    log_sum: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
-    in_double: bool,
-    loss_gradient: _Int64Array,
-    loss: int,
-    log_sum: int,
-    feature_gradient: int,
-    prototype_gradient: int,
+    feature_gradient: Tensor,
+    prototype_gradient: Tensor,
     threads: int,
 ) -> None: ...
 
-# Only where built_with_cuda is true.
-def gram_cuda_workspace(
-    blocks: _Int64Array,
-    widths: _Int64Array,
-    origin: _Int64Array,
-    mean_origin: bool,
-    centre_rows: bool,
-    tf32: bool,
-) -> int: ...
+# Only where built_with_cuda is true. The last three arguments are those of mmfl_fast.kernels.cuda_place.
 def gram_cuda(
-    blocks: _Int64Array,
-    widths: _Int64Array,
-    origin: _Int64Array,
+    blocks: list[Tensor],
+    segments: int,
+    stacked: bool,
+    origin: list[Tensor],
     mean_origin: bool,
     centre_rows: bool,
     tf32: bool,
-    gram: int,
-    row_mean: int,
+    gram: Tensor,
+    row_mean: Tensor,
     device: int,
     stream: int,
-    workspace: int,
-    workspace_bytes: int,
+    allocate: Callable[[int], Tensor],
 ) -> None: ...
-def mix_cuda_workspace(
-    blocks: _Int64Array,
-    widths: _Int64Array,
-    outputs: _Int64Array,
-    matrix: int,
-    matrix_rows: int,
-    matrix_columns: int,
-    row_offset: int,
-    centre_columns: bool,
-) -> int: ...
 def mix_cuda(
-    blocks: _Int64Array,
-    widths: _Int64Array,
-    outputs: _Int64Array,
-    matrix: int,
-    matrix_rows: int,
-    matrix_columns: int,
-    row_offset: int,
+    blocks: list[Tensor],
+    segments: int,
+    stacked: bool,
+    matrix: Tensor,
+    row_offset: Tensor,
     centre_columns: bool,
+    outputs: list[Tensor],
     device: int,
     stream: int,
-    workspace: int,
-    workspace_bytes: int,
+    allocate: Callable[[int], Tensor],
 ) -> None: ...
-def cross_gram_sq_cuda_workspace(
-    blocks: _Int64Array,
-    batch: int,
-    rows: int,
-    dtype: int,
-    mean_columns: bool,
-    normalise_rows: bool,
-    tf32: bool,
-) -> int: ...
 def cross_gram_sq_cuda(
-    blocks: _Int64Array,
-    batch: int,
-    rows: int,
-    dtype: int,
+    blocks: list[Tensor],
     mean_columns: bool,
     normalise_rows: bool,
     tf32: bool,
-    out: int,
+    out: Tensor,
     device: int,
     stream: int,
-    workspace: int,
-    workspace_bytes: int,
+    allocate: Callable[[int], Tensor],
 ) -> None: ...
-def prototype_loss_cuda_workspace(
-    sizes: _Int64Array,
-    tensors: _Int64Array,
-    temperature: float,
-    normalise: bool,
-    in_double: bool,
-    tf32: bool,
-) -> int: ...
 def prototype_loss_cuda(
-    sizes: _Int64Array,
-    tensors: _Int64Array,
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
-    in_double: bool,
     tf32: bool,
-    loss: int,
-    log_sum: int,
+    loss: Tensor,
+    log_sum: Tensor,
     device: int,
     stream: int,
-    workspace: int,
-    workspace_bytes: int,
+    allocate: Callable[[int], Tensor],
 ) -> None: ...
-def prototype_loss_backward_cuda_workspace(
-    sizes: _Int64Array,
-    tensors: _Int64Array,
-    temperature: float,
-    normalise: bool,
-    in_double: bool,
-    tf32: bool,
-) -> int: ...
 def prototype_loss_backward_cuda(
-    sizes: _Int64Array,
-    tensors: _Int64Array,
+    loss_gradient: Tensor,
+    loss: Tensor,
+    log_sum: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    class_mask: Tensor | None,
     temperature: float,
     normalise: bool,
-    in_double: bool,
     tf32: bool,
-    loss_gradient: _Int64Array,
-    loss: int,
-    log_sum: int,
-    feature_gradient: int,
-    prototype_gradient: int,
+    feature_gradient: Tensor,
+    prototype_gradient: Tensor,
     device: int,
     stream: int,
-    workspace: int,
-    workspace_bytes: int,
+    allocate: Callable[[int], Tensor],
 ) -> None: ...

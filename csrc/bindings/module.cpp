@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/registration.h"
+#include "bindings/tensor_view.h"
 #include "common/simd_level.h"
 #if defined(MMFL_HAVE_CUDA)
 #include "common/cuda_devices.h"
@@ -11,7 +12,8 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() =
-      "Kernels of mmfl_fast: pointers, sizes, strides, dtype codes. Callers check; see mmfl_fast.kernels.";
+      "Kernels of mmfl_fast. They take torch tensors; callers check them; see mmfl_fast.kernels.";
+  m.def("set_exchange", &mmfl::set_exchange, py::arg("capsule").none(true));
   mmfl::register_gram(m);
   mmfl::register_mix(m);
   mmfl::register_cross_gram_sq(m);

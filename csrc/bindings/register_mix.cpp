@@ -1,7 +1,9 @@
 #include "bindings/registration.h"
-#include "bindings/tables.h"
+#include "bindings/row_grid.h"
+#include "bindings/tensor_view.h"
 #include "mix/mix.h"
 #if defined(MMFL_HAVE_CUDA)
+#include "bindings/cuda_place.h"
 #include "mix/mix_cuda.h"
 #include "mix/mix_plan.h"
 #endif
@@ -11,20 +13,24 @@ namespace py = pybind11;
 namespace mmfl {
 namespace {
 
-MixArgs mix_args(const Int64Array& blocks, const Int64Array& widths, const Int64Array& outputs,
-                 std::uintptr_t matrix, std::int64_t matrix_rows, std::int64_t matrix_columns,
-                 std::uintptr_t row_offset, bool centre_columns) {
+// `matrix` and `row_offset` are contiguous; a row offset without elements stands for none.
+MixArgs mix_args(const RowGrid& rows, const RowGrid& outputs, py::handle matrix, py::handle row_offset,
+                 bool centre_columns) {
+  if (outputs.grid_rows() != 1 || outputs.widths() != rows.widths()) throw_unless_ok("mix", Status::kBadShape);
+  const TensorView weights(matrix), offset(row_offset);
+  if (weights.dims() != 2 || offset.dims() != 1) throw_unless_ok("mix", Status::kBadShape);
+  if (weights.dtype() != DType::kFloat64 || offset.dtype() != DType::kFloat64)
+    throw_unless_ok("mix", Status::kBadDtype);
   MixArgs args;
-  args.segments = widths.size();
-  args.blocks = row_blocks(blocks, args.segments, args.grid_rows);
-  args.widths = widths.data();
-  std::int64_t output_lines = 0;
-  args.outputs = row_blocks(outputs, args.segments, output_lines);
-  if (args.segments > 0 && output_lines != 1) throw_unless_ok("mix", Status::kBadShape);
-  args.matrix = reinterpret_cast<const double*>(matrix);
-  args.row_offset = reinterpret_cast<const double*>(row_offset);
-  args.matrix_rows = matrix_rows;
-  args.matrix_columns = matrix_columns;
+  args.segments = static_cast<std::int64_t>(rows.widths().size());
+  args.blocks = rows.blocks();
+  args.grid_rows = rows.grid_rows();
+  args.widths = rows.widths().data();
+  args.outputs = outputs.blocks();
+  args.matrix = static_cast<const double*>(weights.data());
+  args.matrix_rows = weights.size(0);
+  args.matrix_columns = weights.size(1);
+  args.row_offset = offset.size(0) > 0 ? static_cast<const double*>(offset.data()) : nullptr;
   args.centre_columns = centre_columns;
   args.threads = 1;
   return args;
@@ -35,48 +41,34 @@ MixArgs mix_args(const Int64Array& blocks, const Int64Array& widths, const Int64
 void register_mix(py::module_& m) {
   m.def(
       "mix",
-      [](const Int64Array& blocks, const Int64Array& widths, const Int64Array& outputs, std::uintptr_t matrix,
-         std::int64_t matrix_rows, std::int64_t matrix_columns, std::uintptr_t row_offset,
-         bool centre_columns, int threads) {
-        MixArgs args = mix_args(blocks, widths, outputs, matrix, matrix_rows, matrix_columns, row_offset,
-                                centre_columns);
+      [](const py::list& blocks, std::int64_t segments, bool stacked, py::handle matrix, py::handle row_offset,
+         bool centre_columns, const py::list& outputs, int threads) {
+        const RowGrid rows(blocks, segments, stacked), results(outputs, segments, true);
+        MixArgs args = mix_args(rows, results, matrix, row_offset, centre_columns);
         args.threads = threads;
         py::gil_scoped_release release;
         throw_unless_ok("mix", mix_cpu(args));
       },
-      py::arg("blocks"), py::arg("widths"), py::arg("outputs"), py::arg("matrix"), py::arg("matrix_rows"),
-      py::arg("matrix_columns"), py::arg("row_offset"), py::arg("centre_columns"), py::arg("threads"));
+      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset"),
+      py::arg("centre_columns"), py::arg("outputs"), py::arg("threads"));
 
 #if defined(MMFL_HAVE_CUDA)
   m.def(
-      "mix_cuda_workspace",
-      [](const Int64Array& blocks, const Int64Array& widths, const Int64Array& outputs, std::uintptr_t matrix,
-         std::int64_t matrix_rows, std::int64_t matrix_columns, std::uintptr_t row_offset,
-         bool centre_columns) {
-        MixPlan plan;
-        throw_unless_ok("mix", plan_mix(mix_args(blocks, widths, outputs, matrix, matrix_rows, matrix_columns,
-                                                 row_offset, centre_columns),
-                                        plan));
-        return plan.workspace_bytes;
-      },
-      py::arg("blocks"), py::arg("widths"), py::arg("outputs"), py::arg("matrix"), py::arg("matrix_rows"),
-      py::arg("matrix_columns"), py::arg("row_offset"), py::arg("centre_columns"));
-  m.def(
       "mix_cuda",
-      [](const Int64Array& blocks, const Int64Array& widths, const Int64Array& outputs, std::uintptr_t matrix,
-         std::int64_t matrix_rows, std::int64_t matrix_columns, std::uintptr_t row_offset,
-         bool centre_columns, int device, std::uintptr_t stream, std::uintptr_t workspace,
-         std::int64_t workspace_bytes) {
-        const MixArgs args = mix_args(blocks, widths, outputs, matrix, matrix_rows, matrix_columns,
-                                      row_offset, centre_columns);
-        const CudaCall call{device, reinterpret_cast<void*>(stream), reinterpret_cast<void*>(workspace),
-                            workspace_bytes};
+      [](const py::list& blocks, std::int64_t segments, bool stacked, py::handle matrix, py::handle row_offset,
+         bool centre_columns, const py::list& outputs, int device, std::uintptr_t stream,
+         const py::function& allocate) {
+        const RowGrid rows(blocks, segments, stacked), results(outputs, segments, true);
+        const MixArgs args = mix_args(rows, results, matrix, row_offset, centre_columns);
+        MixPlan plan;
+        throw_unless_ok("mix", plan_mix(args, plan));
+        const CudaPlace place(device, stream, allocate, plan.workspace_bytes);
         py::gil_scoped_release release;
-        throw_unless_ok("mix", mix_cuda(args, call));
+        throw_unless_ok("mix", mix_cuda(args, place.call()));
       },
-      py::arg("blocks"), py::arg("widths"), py::arg("outputs"), py::arg("matrix"), py::arg("matrix_rows"),
-      py::arg("matrix_columns"), py::arg("row_offset"), py::arg("centre_columns"), py::arg("device"),
-      py::arg("stream"), py::arg("workspace"), py::arg("workspace_bytes"));
+      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset"),
+      py::arg("centre_columns"), py::arg("outputs"), py::arg("device"), py::arg("stream"),
+      py::arg("allocate"));
 #endif
 }
 

@@ -1,9 +1,8 @@
-#include <stdexcept>
-
 #include "bindings/registration.h"
-#include "bindings/tables.h"
+#include "bindings/tensor_view.h"
 #include "prototype_loss/prototype_loss.h"
 #if defined(MMFL_HAVE_CUDA)
+#include "bindings/cuda_place.h"
 #include "prototype_loss/prototype_loss_cuda.h"
 #include "prototype_loss/prototype_loss_plan.h"
 #endif
@@ -13,48 +12,58 @@ namespace py = pybind11;
 namespace mmfl {
 namespace {
 
-const void* pointer(std::int64_t address) { return reinterpret_cast<const void*>(address); }
-void* writable(std::int64_t address) { return reinterpret_cast<void*>(address); }
-
-Strided strided(const std::int64_t* fields) {
-  return {pointer(fields[0]), {fields[1], fields[2], fields[3]}, static_cast<DType>(fields[4])};
+void require(bool condition, Status otherwise) {
+  if (!condition) throw_unless_ok("prototype_loss", otherwise);
 }
 
-// What the tables hold: sizes B, N, D, C, G, M; tensors a row each (pointer, three strides, dtype code) for
-// features, labels, prototypes, class_mask.
-PrototypeLossArgs arguments(const Int64Array& sizes, const Int64Array& tensors, double temperature,
-                            bool normalise, bool in_double, bool tf32) {
-  if (sizes.size() != 6 || tensors.size() != 20)
-    throw std::invalid_argument("prototype_loss: sizes must be [6] and tensors [4, 5]");
-  const std::int64_t* size = sizes.data();
-  const std::int64_t* tensor = tensors.data();
+Strided strided(const TensorView& tensor) {
+  Strided result{tensor.data(), {}, tensor.dtype()};
+  require(tensor.dims() <= 3, Status::kBadShape);
+  for (std::int64_t axis = 0; axis < tensor.dims(); ++axis) result.strides[axis] = tensor.stride(axis);
+  return result;
+}
+
+// Features [B, N, D], labels [B, N], prototypes [G, C, D], class_mask [M, C] contiguous or None. `loss` is
+// of the type of the arithmetic.
+PrototypeLossArgs prototype_loss_args(py::handle features, py::handle labels, py::handle prototypes,
+                                      py::handle class_mask, double temperature, bool normalise, bool tf32,
+                                      py::handle loss) {
+  const TensorView f(features), y(labels), p(prototypes);
+  require(f.dims() == 3 && y.dims() == 2 && p.dims() == 3, Status::kBadShape);
+  require(y.size(0) == f.size(0) && y.size(1) == f.size(1) && p.size(2) == f.size(2), Status::kBadShape);
+  require(y.has(dlpack::kInt, 64), Status::kBadDtype);
   PrototypeLossArgs args;
-  args.clients = size[0];
-  args.rows = size[1];
-  args.dims = size[2];
-  args.classes = size[3];
-  args.groups = size[4];
-  args.masks = size[5];
-  args.features = strided(tensor);
-  args.labels = static_cast<const std::int64_t*>(pointer(tensor[5]));
-  args.label_strides[0] = tensor[6];
-  args.label_strides[1] = tensor[7];
-  args.prototypes = strided(tensor + 10);
-  args.class_mask = static_cast<const unsigned char*>(pointer(tensor[15]));
+  args.clients = f.size(0);
+  args.rows = f.size(1);
+  args.dims = f.size(2);
+  args.classes = p.size(1);
+  args.groups = p.size(0);
+  args.masks = 0;
+  args.features = strided(f);
+  args.labels = static_cast<const std::int64_t*>(y.data());
+  args.label_strides[0] = y.stride(0);
+  args.label_strides[1] = y.stride(1);
+  args.prototypes = strided(p);
+  args.class_mask = nullptr;
+  if (!class_mask.is_none()) {
+    const TensorView mask(class_mask);
+    require(mask.dims() == 2 && mask.size(1) == args.classes, Status::kBadShape);
+    require(mask.has(dlpack::kBool, 8), Status::kBadDtype);
+    args.masks = mask.size(0);
+    args.class_mask = static_cast<const unsigned char*>(mask.data());
+  }
   args.temperature = temperature;
   args.normalise = normalise;
-  args.in_double = in_double;
+  args.in_double = TensorView(loss).dtype() == DType::kFloat64;
   args.tf32 = tf32;
   args.threads = 1;
   return args;
 }
 
-PrototypeLossGradients gradients_of(const Int64Array& loss_gradient, std::int64_t loss, std::int64_t log_sum,
-                                    std::int64_t feature_gradient, std::int64_t prototype_gradient) {
-  if (loss_gradient.size() != 5)
-    throw std::invalid_argument("prototype_loss_backward: loss_gradient must be [5]");
-  return {strided(loss_gradient.data()), pointer(loss), pointer(log_sum), writable(feature_gradient),
-          writable(prototype_gradient)};
+PrototypeLossGradients gradients_of(py::handle loss_gradient, py::handle loss, py::handle log_sum,
+                                    py::handle feature_gradient, py::handle prototype_gradient) {
+  return {strided(TensorView(loss_gradient)), TensorView(loss).data(), TensorView(log_sum).data(),
+          TensorView(feature_gradient).data(), TensorView(prototype_gradient).data()};
 }
 
 }  // namespace
@@ -62,99 +71,81 @@ PrototypeLossGradients gradients_of(const Int64Array& loss_gradient, std::int64_
 void register_prototype_loss(py::module_& m) {
   m.def(
       "prototype_loss",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-         bool in_double, std::int64_t loss, std::int64_t log_sum, int threads) {
-        PrototypeLossArgs args = arguments(sizes, tensors, temperature, normalise, in_double, false);
+      [](py::handle features, py::handle labels, py::handle prototypes, py::handle class_mask,
+         double temperature, bool normalise, py::handle loss, py::handle log_sum, int threads) {
+        PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask, temperature,
+                                                     normalise, false, loss);
         args.threads = threads;
+        void *losses = TensorView(loss).data(), *log_sums = TensorView(log_sum).data();
         std::int64_t bad_label = -1;
         Status status;
         {
           py::gil_scoped_release release;
-          status = prototype_loss_cpu(args, writable(loss), writable(log_sum), &bad_label);
+          status = prototype_loss_cpu(args, losses, log_sums, &bad_label);
         }
         throw_unless_ok("prototype_loss", status);
         return bad_label;
       },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
-      py::arg("in_double"), py::arg("loss"), py::arg("log_sum"), py::arg("threads"));
+      py::arg("features"), py::arg("labels"), py::arg("prototypes"), py::arg("class_mask").none(true),
+      py::arg("temperature"), py::arg("normalise"), py::arg("loss"), py::arg("log_sum"), py::arg("threads"));
 
   m.def(
       "prototype_loss_backward",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-         bool in_double, const Int64Array& loss_gradient, std::int64_t loss, std::int64_t log_sum,
-         std::int64_t feature_gradient, std::int64_t prototype_gradient, int threads) {
-        PrototypeLossArgs args = arguments(sizes, tensors, temperature, normalise, in_double, false);
+      [](py::handle loss_gradient, py::handle loss, py::handle log_sum, py::handle features,
+         py::handle labels, py::handle prototypes, py::handle class_mask, double temperature, bool normalise,
+         py::handle feature_gradient, py::handle prototype_gradient, int threads) {
+        PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask, temperature,
+                                                     normalise, false, loss);
         args.threads = threads;
         const PrototypeLossGradients gradients =
             gradients_of(loss_gradient, loss, log_sum, feature_gradient, prototype_gradient);
-        Status status;
-        {
-          py::gil_scoped_release release;
-          status = prototype_loss_backward_cpu(args, gradients);
-        }
-        throw_unless_ok("prototype_loss_backward", status);
+        py::gil_scoped_release release;
+        throw_unless_ok("prototype_loss_backward", prototype_loss_backward_cpu(args, gradients));
       },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
-      py::arg("in_double"), py::arg("loss_gradient"), py::arg("loss"), py::arg("log_sum"),
+      py::arg("loss_gradient"), py::arg("loss"), py::arg("log_sum"), py::arg("features"), py::arg("labels"),
+      py::arg("prototypes"), py::arg("class_mask").none(true), py::arg("temperature"), py::arg("normalise"),
       py::arg("feature_gradient"), py::arg("prototype_gradient"), py::arg("threads"));
 
 #if defined(MMFL_HAVE_CUDA)
   m.def(
-      "prototype_loss_cuda_workspace",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-         bool in_double, bool tf32) {
-        PrototypeLossPlan plan;
-        throw_unless_ok("prototype_loss", plan_prototype_loss(arguments(sizes, tensors, temperature,
-                                                                        normalise, in_double, tf32),
-                                                              nullptr, nullptr, plan));
-        return plan.workspace_bytes;
-      },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
-      py::arg("in_double"), py::arg("tf32"));
-  m.def(
       "prototype_loss_cuda",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-         bool in_double, bool tf32, std::int64_t loss, std::int64_t log_sum, int device,
-         std::uintptr_t stream, std::uintptr_t workspace, std::int64_t workspace_bytes) {
-        const PrototypeLossArgs args = arguments(sizes, tensors, temperature, normalise, in_double, tf32);
-        const CudaCall call{device, reinterpret_cast<void*>(stream), reinterpret_cast<void*>(workspace),
-                            workspace_bytes};
+      [](py::handle features, py::handle labels, py::handle prototypes, py::handle class_mask,
+         double temperature, bool normalise, bool tf32, py::handle loss, py::handle log_sum, int device,
+         std::uintptr_t stream, const py::function& allocate) {
+        const PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask,
+                                                           temperature, normalise, tf32, loss);
+        void *losses = TensorView(loss).data(), *log_sums = TensorView(log_sum).data();
+        PrototypeLossPlan plan;
+        throw_unless_ok("prototype_loss", plan_prototype_loss(args, losses, log_sums, plan));
+        const CudaPlace place(device, stream, allocate, plan.workspace_bytes);
         py::gil_scoped_release release;
-        throw_unless_ok("prototype_loss", prototype_loss_cuda(args, writable(loss), writable(log_sum), call));
+        throw_unless_ok("prototype_loss", prototype_loss_cuda(args, losses, log_sums, place.call()));
       },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
-      py::arg("in_double"), py::arg("tf32"), py::arg("loss"), py::arg("log_sum"), py::arg("device"),
-      py::arg("stream"), py::arg("workspace"), py::arg("workspace_bytes"));
-  m.def(
-      "prototype_loss_backward_cuda_workspace",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-         bool in_double, bool tf32) {
-        PrototypeLossBackwardPlan plan;
-        throw_unless_ok("prototype_loss_backward",
-                        plan_prototype_loss_backward(
-                            arguments(sizes, tensors, temperature, normalise, in_double, tf32), {}, plan));
-        return plan.workspace_bytes;
-      },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
-      py::arg("in_double"), py::arg("tf32"));
+      py::arg("features"), py::arg("labels"), py::arg("prototypes"), py::arg("class_mask").none(true),
+      py::arg("temperature"), py::arg("normalise"), py::arg("tf32"), py::arg("loss"), py::arg("log_sum"),
+      py::arg("device"), py::arg("stream"), py::arg("allocate"));
+
   m.def(
       "prototype_loss_backward_cuda",
-      [](const Int64Array& sizes, const Int64Array& tensors, double temperature, bool normalise,
-         bool in_double, bool tf32, const Int64Array& loss_gradient, std::int64_t loss, std::int64_t log_sum,
-         std::int64_t feature_gradient, std::int64_t prototype_gradient, int device, std::uintptr_t stream,
-         std::uintptr_t workspace, std::int64_t workspace_bytes) {
-        const PrototypeLossArgs args = arguments(sizes, tensors, temperature, normalise, in_double, tf32);
+      [](py::handle loss_gradient, py::handle loss, py::handle log_sum, py::handle features,
+         py::handle labels, py::handle prototypes, py::handle class_mask, double temperature, bool normalise,
+         bool tf32, py::handle feature_gradient, py::handle prototype_gradient, int device,
+         std::uintptr_t stream, const py::function& allocate) {
+        const PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask,
+                                                           temperature, normalise, tf32, loss);
         const PrototypeLossGradients gradients =
             gradients_of(loss_gradient, loss, log_sum, feature_gradient, prototype_gradient);
-        const CudaCall call{device, reinterpret_cast<void*>(stream), reinterpret_cast<void*>(workspace),
-                            workspace_bytes};
+        PrototypeLossBackwardPlan plan;
+        throw_unless_ok("prototype_loss_backward", plan_prototype_loss_backward(args, gradients, plan));
+        const CudaPlace place(device, stream, allocate, plan.workspace_bytes);
         py::gil_scoped_release release;
-        throw_unless_ok("prototype_loss_backward", prototype_loss_backward_cuda(args, gradients, call));
+        throw_unless_ok("prototype_loss_backward",
+                        prototype_loss_backward_cuda(args, gradients, place.call()));
       },
-      py::arg("sizes"), py::arg("tensors"), py::arg("temperature"), py::arg("normalise"),
-      py::arg("in_double"), py::arg("tf32"), py::arg("loss_gradient"), py::arg("loss"), py::arg("log_sum"),
-      py::arg("feature_gradient"), py::arg("prototype_gradient"), py::arg("device"), py::arg("stream"),
-      py::arg("workspace"), py::arg("workspace_bytes"));
+      py::arg("loss_gradient"), py::arg("loss"), py::arg("log_sum"), py::arg("features"), py::arg("labels"),
+      py::arg("prototypes"), py::arg("class_mask").none(true), py::arg("temperature"), py::arg("normalise"),
+      py::arg("tf32"), py::arg("feature_gradient"), py::arg("prototype_gradient"), py::arg("device"),
+      py::arg("stream"), py::arg("allocate"));
 #endif
 }
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -66,59 +64,3 @@ def split_rows(
     sizes = [block.shape[0] for block in blocks[::segments]]
     columns = [output.split(sizes) for output in outputs]
     return [columns[at % segments][at // segments] for at in range(len(blocks))]
-
-
-def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int | None:
-    """The one stride between consecutive elements of a row; None if there is no such stride."""
-    stride: int | None = None
-    expected = 0
-    for size, step in zip(reversed(shape), reversed(strides), strict=True):
-        if size == 1:
-            continue
-        if stride is None:
-            stride = expected = step
-        elif step != expected:
-            return None
-        expected *= size
-    return 1 if stride is None else stride
-
-
-NO_BLOCKS = np.empty(0, dtype=np.int64)
-
-
-def block_table(blocks: Sequence[Tensor], stacked: bool) -> tuple[npt.NDArray[np.int64], Sequence[Tensor]]:
-    """Addresses of the blocks for ``_C``, as ``RowBlock`` of ``csrc/common/row_block.h``.
-
-    Returns:
-        ``[len(blocks) * 5]`` integers and the tensors they point into, to be kept until the kernel returns.
-        A block whose rows have no single inner stride is copied to a contiguous one; no other is.
-    """
-    if not blocks:
-        return NO_BLOCKS, blocks
-    if not stacked and all(map(Tensor.is_contiguous, blocks)):
-        table = np.empty((len(blocks), 5), dtype=np.int64)
-        table[:, 0] = list(map(Tensor.data_ptr, blocks))
-        table[:, 1:4] = (1, 0, 1)
-        table[:, 4] = [DTYPE_CODES[block.dtype] for block in blocks]
-        return table, blocks
-    kept: list[Tensor] = []
-    fields: list[int] = []
-    for block in blocks:
-        strides = block.stride()
-        if block.is_contiguous():
-            inner: int | None = 1
-        else:
-            inner = _inner_stride(row_shape(block, stacked), strides[1 if stacked else 0 :])
-        if inner is None:
-            block, inner = block.contiguous(), 1
-            strides = block.stride()
-        kept.append(block)
-        rows, row_stride = (block.shape[0], strides[0]) if stacked else (1, 0)
-        fields += (block.data_ptr(), rows, row_stride, inner, DTYPE_CODES[block.dtype])
-    return np.array(fields, dtype=np.int64), kept
-
-
-def widths(blocks: Sequence[Tensor], segments: int, stacked: bool) -> npt.NDArray[np.int64]:
-    """Elements of one row in each segment, ``[segments]``."""
-    shapes = [row_shape(block, stacked) for block in blocks[:segments]]
-    return np.array([shape.numel() for shape in shapes], dtype=np.int64)

@@ -64,10 +64,11 @@ def row_tables(
     lines = len(blocks) // segments
     for s in range(segments):
         blocks[s::segments] = _of_one_dtype(blocks[s::segments])
-    grid, kept = rows.block_table(blocks, stacked)
-    extra, kept_further = rows.block_table(further, stacked=False)
-    grid, extra = grid.reshape(lines, segments, 5), extra.reshape(-1, 5)
-    widths = rows.widths(blocks, segments, stacked)
+    grid, kept = _block_table(blocks, stacked)
+    extra, kept_further = _block_table(further, stacked=False)
+    grid = grid.reshape(lines, segments, 4)
+    shapes = [rows.row_shape(block, stacked) for block in blocks[:segments]]
+    widths = np.array([shape.numel() for shape in shapes], dtype=np.int64)
     launches: dict[tuple[torch.dtype, torch.dtype, bool], list[int]] = {}
     for s in range(segments):
         dtype = blocks[s].dtype
@@ -110,6 +111,40 @@ def row_tables(
     return tables
 
 
+def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int | None:
+    """The one stride between consecutive elements of a row; None if there is no such stride."""
+    stride: int | None = None
+    expected = 0
+    for size, step in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if stride is None:
+            stride = expected = step
+        elif step != expected:
+            return None
+        expected *= size
+    return 1 if stride is None else stride
+
+
+def _block_table(blocks: Sequence[Tensor], stacked: bool) -> tuple[npt.NDArray[np.int64], Sequence[Tensor]]:
+    """Of each block its address, rows, and strides from row to row and from element to element.
+
+    Returns:
+        ``[len(blocks), 4]`` and the tensors that the addresses point into. A block whose rows have no single
+        inner stride is copied to a contiguous one; no other is.
+    """
+    kept: list[Tensor] = []
+    table: list[tuple[int, int, int, int]] = []
+    for block in blocks:
+        inner = _inner_stride(rows.row_shape(block, stacked), block.stride()[1 if stacked else 0 :])
+        if inner is None:
+            block, inner = block.contiguous(), 1
+        kept.append(block)
+        count, step = (block.shape[0], block.stride(0)) if stacked else (1, 0)
+        table.append((block.data_ptr(), count, step, inner))
+    return np.array(table, dtype=np.int64).reshape(-1, 4), kept
+
+
 def _of_one_dtype(column: list[Tensor]) -> list[Tensor]:
     dtype = column[0].dtype
     for block in column:
@@ -124,7 +159,7 @@ def _is_whole(blocks: npt.NDArray[np.int64], width: int, size: int) -> bool:
 
 
 def _single_rows(line: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """Blocks ``[S, 5]`` of several rows as blocks ``[rows, S, 5]`` of one."""
+    """Blocks ``[S, 4]`` of several rows as blocks ``[rows, S, 4]`` of one."""
     single = np.repeat(line[None], line[0, 1], axis=0)
     single[:, :, 0] += np.arange(len(single))[:, None] * line[:, 2] * size
     return single

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "common/dtype.h"
+
+namespace mmfl {
+
+// Tensors are read through torch's table from now on, or through their Python attributes, at ten times the
+// cost, if this is no such capsule.
+void set_exchange(const pybind11::object& capsule);
+
+// A torch tensor as kernels see it. Memory, shape and strides belong to the tensor, which has to outlive this.
+// Nothing is checked: neither the device nor whether torch would have to negate the values first.
+class TensorView {
+ public:
+  explicit TensorView(pybind11::handle tensor);
+  TensorView(const TensorView&) = delete;
+  TensorView& operator=(const TensorView&) = delete;
+
+  void* data() const { return view_.data; }
+  std::int64_t dims() const { return view_.dims; }
+  std::int64_t size(std::int64_t axis) const { return view_.shape[axis]; }
+  std::int64_t stride(std::int64_t axis) const { return view_.strides[axis]; }
+  // One that is_known refuses if it is none of the four.
+  DType dtype() const;
+  bool has(dlpack::TypeCode code, int bits) const;
+
+ private:
+  void read_attributes(pybind11::handle tensor);
+
+  dlpack::Tensor view_;
+  std::vector<std::int64_t> axes_;
+};
+
+}  // namespace mmfl
