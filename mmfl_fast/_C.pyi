@@ -25,7 +25,7 @@ def mix(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
     outputs: list[Tensor],
     threads: int,
@@ -58,6 +58,11 @@ def prototype_loss_backward(
     prototype_gradient: Tensor,
     threads: int,
 ) -> None: ...
+def cosine(products: Tensor, row_mean: Tensor, negligible: float, out: Tensor) -> None: ...
+def angular(products: Tensor, row_mean: Tensor, negligible: float, out: Tensor) -> None: ...
+def sq_distance(products: Tensor, out: Tensor) -> None: ...
+def alignment(products: Tensor, noise: float, out: Tensor) -> None: ...
+def mean_loss(losses: Tensor, labels: Tensor, class_mask: Tensor | None, out: Tensor) -> None: ...
 
 # Only where built_with_cuda is true. The last three arguments are those of mmfl_fast.kernels.cuda_place.
 def gram_cuda(
@@ -79,7 +84,7 @@ def mix_cuda(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
     outputs: list[Tensor],
     device: int,

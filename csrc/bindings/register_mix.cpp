@@ -13,14 +13,13 @@ namespace py = pybind11;
 namespace mmfl {
 namespace {
 
-// `matrix` and `row_offset` are contiguous; a row offset without elements stands for none.
+// `matrix` and `row_offset` are contiguous; there may be no row offset.
 MixArgs mix_args(const RowGrid& rows, const RowGrid& outputs, py::handle matrix, py::handle row_offset,
                  bool centre_columns) {
   if (outputs.grid_rows() != 1 || outputs.widths() != rows.widths()) throw_unless_ok("mix", Status::kBadShape);
-  const TensorView weights(matrix), offset(row_offset);
-  if (weights.dims() != 2 || offset.dims() != 1) throw_unless_ok("mix", Status::kBadShape);
-  if (weights.dtype() != DType::kFloat64 || offset.dtype() != DType::kFloat64)
-    throw_unless_ok("mix", Status::kBadDtype);
+  const TensorView weights(matrix);
+  if (weights.dims() != 2) throw_unless_ok("mix", Status::kBadShape);
+  if (weights.dtype() != DType::kFloat64) throw_unless_ok("mix", Status::kBadDtype);
   MixArgs args;
   args.segments = static_cast<std::int64_t>(rows.widths().size());
   args.blocks = rows.blocks();
@@ -30,7 +29,13 @@ MixArgs mix_args(const RowGrid& rows, const RowGrid& outputs, py::handle matrix,
   args.matrix = static_cast<const double*>(weights.data());
   args.matrix_rows = weights.size(0);
   args.matrix_columns = weights.size(1);
-  args.row_offset = offset.size(0) > 0 ? static_cast<const double*>(offset.data()) : nullptr;
+  args.row_offset = nullptr;
+  if (!row_offset.is_none()) {
+    const TensorView offset(row_offset);
+    if (offset.dims() != 1 || offset.size(0) != args.matrix_columns) throw_unless_ok("mix", Status::kBadShape);
+    if (offset.dtype() != DType::kFloat64) throw_unless_ok("mix", Status::kBadDtype);
+    args.row_offset = static_cast<const double*>(offset.data());
+  }
   args.centre_columns = centre_columns;
   args.threads = 1;
   return args;
@@ -49,7 +54,7 @@ void register_mix(py::module_& m) {
         py::gil_scoped_release release;
         throw_unless_ok("mix", mix_cpu(args));
       },
-      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset"),
+      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset").none(true),
       py::arg("centre_columns"), py::arg("outputs"), py::arg("threads"));
 
 #if defined(MMFL_HAVE_CUDA)
@@ -66,7 +71,7 @@ void register_mix(py::module_& m) {
         py::gil_scoped_release release;
         throw_unless_ok("mix", mix_cuda(args, place.call()));
       },
-      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset"),
+      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset").none(true),
       py::arg("centre_columns"), py::arg("outputs"), py::arg("device"), py::arg("stream"),
       py::arg("allocate"));
 #endif

@@ -14,6 +14,7 @@ void register_gram(pybind11::module_& m);
 void register_mix(pybind11::module_& m);
 void register_cross_gram_sq(pybind11::module_& m);
 void register_prototype_loss(pybind11::module_& m);
+void register_algebra(pybind11::module_& m);
 
 inline void throw_unless_ok(const char* kernel, Status status) {
   if (status == Status::kOk) return;

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 _PLAIN = {Tensor, torch.nn.Parameter}
+# Asked first, because isinstance(x, Tensor) is slow for what is none.
+_NUMBERS = {bool, int, float, type(None)}
 
 
 def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
     """The tensors of a call that nobody has to see but autograd and the CPU kernel; else none.
 
-    Torch's dispatcher is for all others: modes, subclasses, tracers, profilers, lazily negated tensors.
+    Torch's dispatcher is for all others: transforms, modes, subclasses, tracers, profilers, lazily negated
+    tensors.
 
     Args:
         arguments: of an op; the tensors among them, alone or in lists, are on one device.
     """
     if (
         torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
@@ -31,11 +35,16 @@ def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
         return []
     tensors: list[Tensor] = []
     for argument in arguments:
-        if isinstance(argument, list):
+        if type(argument) is list:
             tensors += argument
-        elif isinstance(argument, Tensor):
+        elif type(argument) not in _NUMBERS:
             tensors.append(argument)
     plain = (
         _PLAIN.issuperset(map(type, tensors)) and tensors[0].is_cpu and not any(map(Tensor.is_neg, tensors))
     )
     return tensors if plain else []
+
+
+def records_gradient(tensors: list[Tensor]) -> bool:
+    """Whether autograd has to know what is done with tensors."""
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])

@@ -11,7 +11,7 @@ import torch
 
 from mmfl_fast.kernels.autocast import without_autocast
 from mmfl_fast.kernels.backend import gpu_kernels
-from mmfl_fast.kernels.direct_call import plain_tensors
+from mmfl_fast.kernels.direct_call import plain_tensors, records_gradient
 
 _library = torch.library.Library("mmfl_fast", "DEF")
 
@@ -154,12 +154,11 @@ def register(primitive: Primitive, cpu: Callable[..., Any], cuda: Callable[..., 
     Differentiable.__name__ = Differentiable.__qualname__ = primitive.name
 
     def call(*arguments: Any) -> Any:
-        if not torch._C._are_functorch_transforms_active():
-            tensors = plain_tensors(arguments)
-            if not tensors:
-                return op(*arguments)
-            if not (torch.is_grad_enabled() and _any_requires_grad(tensors)):
-                return cpu(*arguments)
+        tensors = plain_tensors(arguments)
+        if tensors and not records_gradient(tensors):
+            return cpu(*arguments)
+        if not (tensors or torch._C._are_functorch_transforms_active()):
+            return op(*arguments)
         lengths = tuple(len(a) if isinstance(a, (list, tuple)) else -1 for a in arguments)
         flat = _flatten(arguments, lengths)
         # torch.compile mistakes the signature of a variadic forward when nothing requires a gradient.

@@ -12,8 +12,7 @@ from mmfl_fast.ops.weights import as_matrix, as_shares
 
 
 def _mixed(rows: Rows, matrix: Tensor) -> list[Tensor]:
-    no_offset = matrix.new_empty(0)
-    return mix_kernel(rows.blocks, rows.segments, rows.stacked, matrix, no_offset, False)
+    return mix_kernel(rows.blocks, rows.segments, rows.stacked, matrix, None, False)
 
 
 def weighted_mean(rows: RowsLike, weights: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels import algebra
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.kernels.unit_rows import unit_rows
@@ -48,24 +49,14 @@ def linear_cka(
     if debiased and rows < 4:
         raise ValueError(f"features must have at least 4 rows for debiased=True; got {rows}")
     products = cross_gram_sq(blocks, mean_columns=True, normalise_rows=True, tf32=allows_tf32(precision))
-    finite = torch.isfinite(products.diagonal())
-    both = finite[:, None] & finite
-    products = torch.where(both, products, 0.0)
-
     epsilon = torch.finfo(compute_dtype([blocks[0].dtype])).eps
-    noise: Tensor | float = (rows * (8 * epsilon) ** 2) ** 2
-    if debiased:
-        noise = noise + 16 * epsilon * products.diagonal().detach()
-        products = _unbiased(products, _squared_row_lengths(blocks, finite))
-    variation = products.diagonal()
-    varies = variation > noise
-    inverse = torch.where(varies, torch.where(varies, variation, 1.0).rsqrt(), 0.0)
-    similarity = products * inverse[:, None] * inverse
+    noise = (rows * (8 * epsilon) ** 2) ** 2
     if not debiased:
-        similarity = similarity.clamp(max=1.0)
-    diagonal = torch.eye(len(products), dtype=torch.bool, device=products.device)
-    similarity = torch.where(diagonal, 1.0, similarity)
-    return torch.where(both, similarity, torch.nan)
+        return algebra.alignment(products, noise)
+    traces = products.diagonal().detach()
+    finite = torch.isfinite(traces)
+    unbiased = _unbiased(products, _squared_row_lengths(blocks, finite))
+    return algebra.normalised(unbiased, noise + 16 * epsilon * traces)
 
 
 def _blocks(features: Any) -> list[Tensor]:

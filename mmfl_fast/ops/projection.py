@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels import algebra
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
 from mmfl_fast.ops.averaging import mix
 from mmfl_fast.ops.rows import RowsLike, as_rows
-from mmfl_fast.ops.similarity import pairwise_sq_distance, sq_distance
+from mmfl_fast.ops.similarity import pairwise_sq_distance
 from mmfl_fast.ops.tensors import REAL_NUMBER, as_floating
 from mmfl_fast.ops.weights import as_matrix, as_shares
 
@@ -55,7 +56,7 @@ def subspace_distance(bases: Any) -> Tensor:
     tensor = as_floating(bases, "bases")
     if tensor.dim() != 3 or tensor.shape[0] == 0:
         raise ValueError(f"bases must have shape (K, n, t) with K >= 1; got {tuple(tensor.shape)}")
-    return sq_distance(cross_gram_sq([tensor.double()]))
+    return algebra.sq_distance(cross_gram_sq([tensor.double()]))
 
 
 def consensus_matrix(

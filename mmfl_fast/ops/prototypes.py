@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels import algebra
 from mmfl_fast.kernels.prototype_loss import prototype_loss
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
 from mmfl_fast.ops.precision import Precision, allows_tf32
@@ -136,14 +137,9 @@ def prototype_contrastive_loss(
     )
     if reduction == "none":
         return losses.squeeze(0) if one_client else losses
-    total = losses.sum()
     if reduction == "sum":
-        return total
-    counted = client_labels != IGNORED
-    if client_mask is not None:
-        taken = client_mask.expand(client_labels.shape[0], -1)
-        counted = counted & taken.gather(1, torch.where(counted, client_labels, 0))
-    return total / counted.sum().clamp(min=1)
+        return losses.sum()
+    return algebra.mean_loss(losses, client_labels, client_mask)
 
 
 def _check_loss_options(temperature: Any, reduction: str) -> None:

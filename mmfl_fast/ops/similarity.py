@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels import algebra
 from mmfl_fast.kernels.gram import gram as gram_kernel
+from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.ops.precision import Precision, allows_tf32
 from mmfl_fast.ops.rows import RowLike, Rows, RowsLike, as_origin, as_rows
 
@@ -29,6 +30,18 @@ def _products(
         allows_tf32(precision),
     )
     return rows, products, row_mean
+
+
+def _pearson_products(value: RowsLike, origin: _Origin, precision: Precision) -> tuple[Tensor, Tensor, float]:
+    """What :func:`algebra.cosine` takes."""
+    rows, products, row_mean = _products(value, origin, centre_rows=True, precision=precision)
+    dtype = compute_dtype([block.dtype for block in rows.blocks[: rows.segments]])
+    return products, row_mean, (8 * torch.finfo(dtype).eps) ** 2 * rows.width
+
+
+def _cosine_products(value: RowsLike, origin: _Origin, precision: Precision) -> tuple[Tensor, Tensor, float]:
+    _, products, row_mean = _products(value, origin, centre_rows=False, precision=precision)
+    return products, row_mean, 0.0
 
 
 def gram(rows: RowsLike, *, origin: _Origin = None, precision: Precision = "fp32") -> Tensor:
@@ -77,10 +90,7 @@ def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: P
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    canonical, products, row_mean = _products(rows, origin, centre_rows=True, precision=precision)
-    single = all(block.dtype != torch.float64 for block in canonical.blocks[: canonical.segments])
-    noise = 8 * torch.finfo(torch.float32 if single else torch.float64).eps
-    return _cosine(products, noise**2 * canonical.width * row_mean.detach() ** 2)
+    return algebra.cosine(*_pearson_products(rows, origin, precision))
 
 
 def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Precision = "fp32") -> Tensor:
@@ -100,8 +110,7 @@ def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Pr
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    _, products, _ = _products(rows, origin, centre_rows=False, precision=precision)
-    return _cosine(products, torch.zeros_like(products[0]))
+    return algebra.cosine(*_cosine_products(rows, origin, precision))
 
 
 def angular_similarity(
@@ -131,12 +140,8 @@ def angular_similarity(
     """
     if kind not in ("pearson", "cosine"):
         raise ValueError(f'kind must be "pearson" or "cosine"; got {kind!r}')
-    similarity = pearson_similarity if kind == "pearson" else cosine_similarity
-    sigma = similarity(rows, origin=origin, precision=precision)
-    inside = sigma.abs() < 1
-    angle = torch.arccos(torch.where(inside, sigma, 0.0))
-    share = torch.where(inside, 1 - angle / math.pi, (sigma > 0).to(sigma.dtype))
-    return torch.where(torch.isnan(sigma), torch.nan, share)
+    directions = _pearson_products if kind == "pearson" else _cosine_products
+    return algebra.angular(*directions(rows, origin, precision))
 
 
 def pairwise_sq_distance(rows: RowsLike, *, precision: Precision = "fp32") -> Tensor:
@@ -157,29 +162,4 @@ def pairwise_sq_distance(rows: RowsLike, *, precision: Precision = "fp32") -> Te
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    return sq_distance(_products(rows, "mean", centre_rows=False, precision=precision)[1])
-
-
-def sq_distance(products: Tensor) -> Tensor:
-    """``p_ii + p_jj - 2 p_ij``: squared distances from the inner products of any vectors, [K, K]."""
-    squares = products.diagonal()
-    distance = (squares[:, None] + squares - (products + products.mT)).clamp(min=0)
-    same = torch.eye(len(squares), dtype=torch.bool, device=products.device)
-    return torch.where(same & ~torch.isnan(products), 0.0, distance)
-
-
-def _cosine(products: Tensor, negligible: Tensor) -> Tensor:
-    """Normalise a Gram matrix; squared norms up to ``negligible`` [K] have no direction."""
-    defined = ~torch.isnan(products)
-    # Masked before the arithmetic, here and below, so that no gradient passes through an undefined value.
-    products = torch.where(defined, products, 0.0)
-    squares = products.diagonal()
-    directed = squares > torch.where(torch.isnan(negligible), 0.0, negligible)
-    squares = torch.where(directed, squares, 1.0)
-    norms = squares.sqrt()
-    # Two quotients that are 1 to the last bit for equal rows; the product of the norms need not be.
-    high, low = torch.maximum(norms[:, None], norms), torch.minimum(norms[:, None], norms)
-    sigma = (products / torch.maximum(squares[:, None], squares) / (low / high)).clamp(-1, 1)
-    sigma = torch.where(directed[:, None] & directed, sigma, 0.0)
-    same = torch.eye(len(squares), dtype=torch.bool, device=products.device)
-    return torch.where(defined, torch.where(same, 1.0, sigma), torch.nan)
+    return algebra.sq_distance(_products(rows, "mean", centre_rows=False, precision=precision)[1])

@@ -40,7 +40,6 @@ FORMS = [
     ),
 ]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-NO_OFFSET = torch.empty(0, dtype=torch.float64)
 
 
 def assert_close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -126,7 +125,7 @@ def test_mix(layout: str, dtype: torch.dtype, arrange: Any) -> None:
         matrix = torch.randn(outputs, 5, dtype=torch.float64)
         matrix[:, 3] = 0
         offset = torch.randn(5, dtype=torch.float64)
-        for row_offset, centre in ((NO_OFFSET, False), (offset, True)):
+        for row_offset, centre in ((None, False), (offset, True)):
             ours = mix_triton.mix(*rows.arguments, matrix, row_offset, centre)
             exact = mix_reference.mix(exact_blocks, rows.segments, rows.stacked, matrix, row_offset, centre)
             for part, exact_part in zip(ours, exact, strict=True):
@@ -140,10 +139,10 @@ def test_mix(layout: str, dtype: torch.dtype, arrange: Any) -> None:
 def test_mix_around_the_tiles(outputs: int, count: int, columns: int) -> None:
     x, matrix = torch.randn(count, columns), torch.randn(outputs, count, dtype=torch.float64)
     assert_close(
-        mix_triton.mix([x], 1, True, matrix, NO_OFFSET, False)[0], matrix @ x.double(), torch.float32
+        mix_triton.mix([x], 1, True, matrix, None, False)[0], matrix @ x.double(), torch.float32
     )
     centred = x.double() - x.double().mean(dim=0)
-    assert_close(mix_triton.mix([x], 1, True, matrix, NO_OFFSET, True)[0], matrix @ centred, torch.float32)
+    assert_close(mix_triton.mix([x], 1, True, matrix, None, True)[0], matrix @ centred, torch.float32)
 
 
 @pytest.mark.parametrize("outputs", [2, 20])
@@ -153,7 +152,7 @@ def test_mix_reads_no_row_of_weight_zero(outputs: int) -> None:
     matrix = torch.rand(outputs, 6, dtype=torch.float64)
     matrix[:, 5] = 0
     matrix[1:, 0] = 0
-    (ours,) = mix_triton.mix([x], 1, True, matrix, NO_OFFSET, False)
+    (ours,) = mix_triton.mix([x], 1, True, matrix, None, False)
     exact = matrix @ x.nan_to_num().double()
     exact[0, 3] = torch.nan
     assert_close(ours, exact, torch.float32)
@@ -162,10 +161,10 @@ def test_mix_reads_no_row_of_weight_zero(outputs: int) -> None:
 def test_mix_of_an_empty_segment() -> None:
     matrix = torch.ones(2, 3, dtype=torch.float64)
     x, nothing = torch.randn(3, 4), torch.empty(3, 0)
-    ours = mix_triton.mix([nothing, x], 2, True, matrix, NO_OFFSET, False)
+    ours = mix_triton.mix([nothing, x], 2, True, matrix, None, False)
     assert ours[0].shape == (2, 0)
     assert_close(ours[1], matrix @ x.double(), torch.float32)
-    assert mix_triton.mix([x], 1, True, matrix[:0], NO_OFFSET, False)[0].shape == (0, 4)
+    assert mix_triton.mix([x], 1, True, matrix[:0], None, False)[0].shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -296,5 +295,5 @@ def test_prototype_loss_of_ignored_rows_alone_is_zero() -> None:
 def test_a_table_longer_than_one_launch_can_write() -> None:
     rows = [torch.randn(3) for _ in range(300)]
     matrix = torch.rand(1, 300, dtype=torch.float64)
-    (ours,) = mix_triton.mix(rows, 1, False, matrix, NO_OFFSET, False)
+    (ours,) = mix_triton.mix(rows, 1, False, matrix, None, False)
     assert_close(ours, matrix @ torch.stack(rows).double(), torch.float32)

@@ -25,7 +25,6 @@ MIX_SHAPES = [
     (1, 1, 1), (1, 7, 3), (2, 8, 63), (3, 9, 1025), (9, 64, 511), (16, 64, 511), (5, 65, 4097),
     (70, 200, 3001), (1, 200, 30_001),
 ]  # fmt: skip
-NO_OFFSET = torch.empty(0, dtype=torch.float64)
 
 
 def exact_gram(matrix: Tensor, mean_origin: bool, centre_rows: bool) -> tuple[Tensor, Tensor]:
@@ -68,7 +67,7 @@ def test_mix(outputs: int, rows: int, columns: int, dtype: torch.dtype, assert_a
     x = torch.randn(rows, columns).to("cuda", dtype)
     matrix = torch.rand(outputs, rows, dtype=torch.float64, device="cuda")
     offset = torch.randn(rows, dtype=torch.float64, device="cuda")
-    for row_offset, centre in ((NO_OFFSET.cuda(), False), (offset, True)):
+    for row_offset, centre in ((None, False), (offset, True)):
         exact = exact_mix(matrix, x, row_offset, centre)
         plain = exact_mix(matrix.to(dtype).double(), x, row_offset, centre).to(dtype)
         (ours,) = mix([x], 1, True, matrix, row_offset, centre)
@@ -97,7 +96,7 @@ def test_layouts(layout: str, dtype: torch.dtype, arrange: Any) -> None:
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     for outputs in (1, 5):
         matrix = torch.rand(outputs, 6, dtype=torch.float64, device="cuda")
-        segments = mix(*rows.arguments, matrix, NO_OFFSET.cuda(), False)
+        segments = mix(*rows.arguments, matrix, None, False)
         ours = torch.cat([segment.reshape(outputs, -1).double() for segment in segments], dim=1)
         torch.testing.assert_close(ours, matrix @ rows.matrix, rtol=tolerance, atol=4 * tolerance)
 
@@ -117,7 +116,7 @@ def test_non_finite_rows_spoil_only_themselves(rows: int, value: float) -> None:
     for outputs in (2, 20):
         matrix = torch.ones(outputs, rows, dtype=torch.float64, device="cuda")
         matrix[:, [0, rows - 1]] = 0
-        (mixed,) = mix([x], 1, True, matrix, NO_OFFSET.cuda(), True)
+        (mixed,) = mix([x], 1, True, matrix, None, True)
         assert mixed.isfinite().all()
 
 
@@ -128,7 +127,7 @@ def test_equal_rows_and_no_elements() -> None:
     products, means = gram([empty], 1, True, [], True, True)
     assert (products == 0).all()
     assert (means == 0).all()
-    (mixed,) = mix([empty], 1, True, torch.ones(2, 3, dtype=torch.float64).cuda(), NO_OFFSET.cuda(), False)
+    (mixed,) = mix([empty], 1, True, torch.ones(2, 3, dtype=torch.float64).cuda(), None, False)
     assert mixed.shape == (2, 0)
 
 
@@ -185,7 +184,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     products, _ = gram([x], 1, True, [], False, False)
     torch.testing.assert_close(products, exact, rtol=0, atol=1e-5 * float(exact.max()))
     matrix = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64, device="cuda")
-    (mixed,) = mix([x], 1, True, matrix, NO_OFFSET.cuda(), False)
+    (mixed,) = mix([x], 1, True, matrix, None, False)
     end = x[:, -1000:].double()
     torch.testing.assert_close(mixed[:, -1000:].double(), matrix @ end, rtol=1e-2, atol=1e-2)
 
@@ -234,4 +233,4 @@ def test_opcheck() -> None:
     x = torch.randn(3, 4, device="cuda", requires_grad=True)
     matrix = torch.rand(2, 3, dtype=torch.float64, device="cuda", requires_grad=True)
     torch.library.opcheck(torch.ops.mmfl_fast.gram.default, ([x], 1, True, [], True, True, False))
-    torch.library.opcheck(torch.ops.mmfl_fast.mix.default, ([x], 1, True, matrix, NO_OFFSET.cuda(), False))
+    torch.library.opcheck(torch.ops.mmfl_fast.mix.default, ([x], 1, True, matrix, None, False))

@@ -23,10 +23,9 @@ LAYOUTS = [
 ]  # fmt: skip
 # Around the register tile (4 outputs, 64 columns), the group (8 rows) and the panel (64 rows).
 SHAPES = [(1, 1, 1), (1, 7, 3), (2, 8, 63), (3, 9, 65), (4, 64, 511), (5, 65, 4097), (9, 130, 129)]
-NO_OFFSET = torch.empty(0, dtype=torch.float64)
 
 
-def exact_mix(matrix: Tensor, rows: Tensor, offset: Tensor = NO_OFFSET, centre: bool = False) -> Tensor:
+def exact_mix(matrix: Tensor, rows: Tensor, offset: Tensor | None = None, centre: bool = False) -> Tensor:
     """From the definition, in float64."""
     rows = rows.double()
     takes_part = (matrix != 0).any(dim=0)
@@ -48,7 +47,7 @@ def test_matches_float64(
     sparse = torch.where(torch.rand(outputs, rows) < 0.6, 0.0, dense)
     offset = torch.randn(rows, dtype=torch.float64)
     for matrix in (dense, sparse):
-        for row_offset in (NO_OFFSET, offset):
+        for row_offset in (None, offset):
             for centre in (False, True):
                 if centre and not (matrix != 0).any():
                     continue
@@ -62,7 +61,7 @@ def test_matches_float64(
 
 def test_error_is_at_most_twice_that_of_torch(assert_accurate: Any) -> None:
     x, matrix = torch.rand(1000, 501), torch.rand(3, 1000, dtype=torch.float64)
-    (ours,) = mix([x], 1, True, matrix, NO_OFFSET, False)
+    (ours,) = mix([x], 1, True, matrix, None, False)
     assert_accurate(ours, matrix.float() @ x, matrix @ x.double(), 1e-7)
 
 
@@ -74,7 +73,7 @@ def test_layouts(layout: str, dtype: torch.dtype, backend: str, outputs: int, ar
     rows = arrange(layout, torch.randn(6, 4200).to(dtype))
     matrix = torch.rand(outputs, 6, dtype=torch.float64)
     with use_backend(backend):
-        segments = mix(*rows.arguments, matrix, NO_OFFSET, False)
+        segments = mix(*rows.arguments, matrix, None, False)
     shapes = [block.shape[1:] if rows.stacked else block.shape for block in rows.blocks[: rows.segments]]
     assert [segment.shape[1:] for segment in segments] == shapes
     ours = torch.cat([segment.reshape(outputs, -1).double() for segment in segments], dim=1)
@@ -85,7 +84,7 @@ def test_layouts(layout: str, dtype: torch.dtype, backend: str, outputs: int, ar
 def test_segments_of_different_dtypes() -> None:
     blocks = [torch.randn(3, 5), torch.randn(3, 2, 2).half(), torch.randn(3, dtype=torch.float64)]
     matrix = torch.rand(2, 3, dtype=torch.float64)
-    outputs = mix(blocks, 3, True, matrix, NO_OFFSET, False)
+    outputs = mix(blocks, 3, True, matrix, None, False)
     assert [(tuple(y.shape), y.dtype) for y in outputs] == [
         ((2, 5), torch.float32),
         ((2, 2, 2), torch.float16),
@@ -105,7 +104,7 @@ def test_a_row_of_weight_zero_is_not_read(backend: str) -> None:
     matrix[:, 1] = 0
     matrix[:4, 4] = 0
     with use_backend(backend):
-        (mixed,) = mix([x], 1, True, matrix, NO_OFFSET, False)
+        (mixed,) = mix([x], 1, True, matrix, None, False)
     torch.testing.assert_close(mixed[:4], exact_mix(matrix[:4], x.nan_to_num(0, 0, 0)).float())
     assert not mixed[4, 7].isfinite()
     other = torch.arange(300) != 7
@@ -113,7 +112,7 @@ def test_a_row_of_weight_zero_is_not_read(backend: str) -> None:
         mixed[4, other], exact_mix(matrix[4:], x[:, other].nan_to_num(0, 0, 0))[0].float()
     )
     with use_backend(backend):
-        (centred,) = mix([x], 1, True, matrix[:4], NO_OFFSET, True)
+        (centred,) = mix([x], 1, True, matrix[:4], None, True)
     keep = [0, 2, 3, 5]
     torch.testing.assert_close(centred, exact_mix(matrix[:4, keep], x[keep], centre=True).float())
 
@@ -123,15 +122,15 @@ def test_a_row_of_weight_zero_is_not_read(backend: str) -> None:
 def test_no_row_takes_part(backend: str, centre: bool) -> None:
     matrix = torch.zeros(2, 3, dtype=torch.float64)
     with use_backend(backend):
-        (mixed,) = mix([torch.full((3, 70), torch.nan)], 1, True, matrix, NO_OFFSET, centre)
+        (mixed,) = mix([torch.full((3, 70), torch.nan)], 1, True, matrix, None, centre)
     assert torch.equal(mixed, torch.zeros(2, 70))
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_no_elements_and_no_outputs(backend: str) -> None:
     with use_backend(backend):
-        (empty,) = mix([torch.empty(3, 0)], 1, True, torch.ones(2, 3, dtype=torch.float64), NO_OFFSET, False)
-        (none,) = mix([torch.ones(3, 4)], 1, True, torch.ones(0, 3, dtype=torch.float64), NO_OFFSET, False)
+        (empty,) = mix([torch.empty(3, 0)], 1, True, torch.ones(2, 3, dtype=torch.float64), None, False)
+        (none,) = mix([torch.ones(3, 4)], 1, True, torch.ones(0, 3, dtype=torch.float64), None, False)
     assert empty.shape == (2, 0)
     assert none.shape == (0, 4)
 
@@ -140,7 +139,7 @@ def test_differences_of_nearly_equal_rows_keep_their_accuracy() -> None:
     x = torch.randn(2000) + 1e-4 * torch.randn(6, 2000)
     matrix = torch.randn(4, 6, dtype=torch.float64)
     matrix -= matrix.mean(dim=1, keepdim=True)
-    (ours,) = mix([x], 1, True, matrix, NO_OFFSET, True)
+    (ours,) = mix([x], 1, True, matrix, None, True)
     exact = matrix @ x.double()
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6 * float(exact.abs().max()))
 
@@ -150,7 +149,7 @@ def test_same_bits_for_every_number_of_threads(set_threads: Any) -> None:
     results = []
     for threads in (1, 2, 3, 8, 8):
         set_threads(threads)
-        results.append(mix([x], 1, True, matrix, NO_OFFSET, True)[0])
+        results.append(mix([x], 1, True, matrix, None, True)[0])
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
@@ -165,7 +164,7 @@ for dtype, tolerance in (
     x = torch.randn(37, 1111).to(dtype)
     for outputs in (1, 6):
         matrix = torch.rand(outputs, 37, dtype=torch.float64)
-        (mixed,) = mix([x], 1, True, matrix, torch.empty(0, dtype=torch.float64), False)
+        (mixed,) = mix([x], 1, True, matrix, None, False)
         torch.testing.assert_close(mixed.double(), matrix @ x.double(), rtol=tolerance, atol=10 * tolerance)
 """
 
@@ -195,7 +194,7 @@ def test_gradients(centre: bool) -> None:
 def test_gradient_of_state_dicts_and_unused_outputs() -> None:
     parts = [torch.randn(shape, requires_grad=True) for _ in range(3) for shape in ((4,), (2, 3))]
     matrix = torch.rand(2, 3, dtype=torch.float64)
-    first, _unused = mix(parts, 2, False, matrix, NO_OFFSET, False)
+    first, _unused = mix(parts, 2, False, matrix, None, False)
     upstream = torch.randn(2, 4)
     first.backward(upstream)
     for k in range(3):
@@ -206,14 +205,14 @@ def test_gradient_of_state_dicts_and_unused_outputs() -> None:
 def test_a_zero_weight_has_a_gradient() -> None:
     x = torch.randn(3, 5)
     matrix = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    mix([x], 1, True, matrix, NO_OFFSET, False)[0].sum().backward()
+    mix([x], 1, True, matrix, None, False)[0].sum().backward()
     torch.testing.assert_close(matrix.grad, x.double().sum(dim=1)[None], rtol=1e-6, atol=1e-6)
 
 
 def test_expanded_upstream_gradient() -> None:
     x = torch.randn(3, 50, requires_grad=True)
     matrix = torch.rand(2, 3, dtype=torch.float64)
-    mix([x], 1, True, matrix, NO_OFFSET, False)[0].backward(torch.tensor(2.0).expand(2, 50))
+    mix([x], 1, True, matrix, None, False)[0].backward(torch.tensor(2.0).expand(2, 50))
     torch.testing.assert_close(x.grad, (2 * matrix.sum(dim=0)).float()[:, None].expand(3, 50))
 
 

@@ -32,7 +32,6 @@ from mmfl_fast.kernels.mix import triton as mix
 from mmfl_fast.kernels.prototype_loss import triton as prototype_loss
 
 FLOAT, DOUBLE, HALF = torch.float32, torch.float64, torch.bfloat16
-NO_OFFSET = torch.empty(0, dtype=DOUBLE)
 # Bytes of shared memory that one program may have.
 SHARED = {80: 163 << 10, 90: 227 << 10}
 POINTERS = {DOUBLE: "*fp64", FLOAT: "*fp32", HALF: "*bf16", torch.int64: "*i64", torch.bool: "*i1"}
@@ -169,7 +168,7 @@ def scattered_gram() -> None:
 def mix_case(outputs: int, dtype: torch.dtype, centre: bool) -> Callable[[], Any]:
     rows = torch.zeros(64, 4096, dtype=dtype)
     matrix = torch.zeros(outputs - centre, 64, dtype=DOUBLE)
-    offset = torch.zeros(64, dtype=DOUBLE) if centre else NO_OFFSET
+    offset = torch.zeros(64, dtype=DOUBLE) if centre else None
     return lambda: mix.mix([rows], 1, True, matrix, offset, centre)
 
 

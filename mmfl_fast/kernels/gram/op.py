@@ -78,7 +78,7 @@ def _backward(ctx: Any, d_gram: Tensor | None, d_row_mean: Tensor | None) -> tup
         ctx.segments,
         ctx.stacked,
         weights,
-        offset if ctx.centre_rows else offset.new_empty(0),
+        offset if ctx.centre_rows else None,
         ctx.mean_origin or bool(origin),
     )
     if constant is not None:

@@ -15,7 +15,7 @@ def mix(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
 ) -> list[Tensor]:
     """``y_r = sum_k matrix[r, k] (x_k - c - row_offset[k])``.
@@ -31,7 +31,7 @@ def mix(
         segments: blocks per line of the grid.
         stacked: whether the first axis of a block runs over rows.
         matrix: [R, K] float64.
-        row_offset: [K] float64, a number subtracted from every element of a row; or empty.
+        row_offset: [K] float64, a number subtracted from every element of a row; or None.
         centre_columns: c is the mean of the rows that take part; else 0.
 
     Returns:

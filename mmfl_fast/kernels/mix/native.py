@@ -23,11 +23,12 @@ def mix(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
 ) -> list[Tensor]:
     """See :func:`mmfl_fast.kernels.mix.mix`."""
-    matrix, row_offset = matrix.contiguous(), row_offset.contiguous()
+    matrix = matrix.contiguous()
+    row_offset = None if row_offset is None else row_offset.contiguous()
     outputs = _outputs(blocks, segments, stacked, matrix.shape[0])
     threads = torch.get_num_threads()
     _C.mix(blocks, segments, stacked, matrix, row_offset, centre_columns, outputs, threads)
@@ -39,11 +40,12 @@ def mix_cuda(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
 ) -> list[Tensor]:
     """See :func:`mmfl_fast.kernels.mix.mix`. Asynchronous, on the current stream of the blocks' device."""
-    matrix, row_offset = matrix.contiguous(), row_offset.contiguous()
+    matrix = matrix.contiguous()
+    row_offset = None if row_offset is None else row_offset.contiguous()
     outputs = _outputs(blocks, segments, stacked, matrix.shape[0])
     place = cuda_place(blocks[0].device)
     _C.mix_cuda(blocks, segments, stacked, matrix, row_offset, centre_columns, outputs, *place)

@@ -47,7 +47,7 @@ def _backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
         if ctx.centre_columns:
             shared = matrix.sum(dim=1, keepdim=True) / takes_part.sum().clamp(min=1)
             weights = matrix - torch.where(takes_part, shared, 0.0)
-        mixed = mix(upstream, ctx.segments, True, weights.mT, weights.new_empty(0), False)
+        mixed = mix(upstream, ctx.segments, True, weights.mT, None, False)
         d_blocks = list(rows.split_rows(mixed, blocks, ctx.segments, ctx.stacked))
 
     d_matrix = d_offset = None
@@ -64,7 +64,7 @@ def _backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
                     members = torch.where(takes_part[:, None], values, 0.0)
                     values = values - members.sum(dim=0) / takes_part.sum().clamp(min=1)
                 d_matrix = d_matrix + (flat @ values.mT).double()
-        if row_offset.numel() > 0:
+        if row_offset is not None:
             d_matrix = d_matrix - totals[:, None] * row_offset
             d_offset = -(matrix.mT @ totals)
     return d_blocks, None, None, d_matrix if matrix_needs else None, d_offset, None
@@ -82,7 +82,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, An
 mix = register(
     Primitive(
         name="mix",
-        signature="(Tensor[] blocks, int segments, bool stacked, Tensor matrix, Tensor row_offset, "
+        signature="(Tensor[] blocks, int segments, bool stacked, Tensor matrix, Tensor? row_offset, "
         "bool centre_columns) -> Tensor[]",
         fake=_fake,
         setup_context=_setup_context,

@@ -17,7 +17,7 @@ def mix(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
 ) -> list[Tensor]:
     """See :func:`mmfl_fast.kernels.mix.mix`."""
@@ -31,7 +31,7 @@ def mix(
         if centre_columns:
             members = torch.where(takes_part[:, None], values, 0.0)
             values = values - members.sum(dim=0) / takes_part.sum().clamp(min=1)
-        if row_offset.numel() > 0:
+        if row_offset is not None:
             values = values - row_offset[:, None].to(dtype)
         mixed = _weighted_sums(matrix.to(dtype), values, matrix != 0)
         outputs.append(mixed.to(block.dtype).reshape(matrix.shape[0], *shape))

@@ -53,7 +53,7 @@ def mix(
     segments: int,
     stacked: bool,
     matrix: Tensor,
-    row_offset: Tensor,
+    row_offset: Tensor | None,
     centre_columns: bool,
 ) -> list[Tensor]:
     """See :func:`mmfl_fast.kernels.mix.mix`. Asynchronous, on the current stream of the blocks' device."""
@@ -64,14 +64,17 @@ def mix(
     if matrix.shape[0] == 0:
         return outputs
     with on(device):
-        matrix, row_offset = matrix.contiguous(), row_offset.contiguous()
-        totals = mean_offset = matrix
+        matrix = matrix.contiguous()
+        # Addresses that are not read stand for what there is not.
+        totals = offset = mean_offset = matrix
+        if row_offset is not None:
+            offset = row_offset.contiguous()
         if centre_columns:
             takes_part = (matrix != 0).any(dim=0, keepdim=True)
             shares = takes_part / takes_part.sum(dtype=torch.float64).clamp(min=1)
             matrix = torch.cat([shares, matrix])
             totals = matrix.sum(dim=1)
-            if row_offset.numel() > 0:
+            if row_offset is not None:
                 mean_offset = (shares * torch.where(takes_part, row_offset, 0.0)).sum(dim=1)
         lines, count = matrix.shape
         tile = tile_for(lines)
@@ -82,7 +85,7 @@ def mix(
                 table.device,
                 matrix,
                 totals,
-                row_offset,
+                offset,
                 mean_offset,
                 count,
                 lines,
@@ -91,7 +94,7 @@ def mix(
                 ELEMENT=TYPES[table.dtype],
                 COMPUTE=TYPES[rows.compute_dtype([table.dtype])],
                 CENTRE=centre_columns,
-                OFFSET=row_offset.numel() > 0,
+                OFFSET=row_offset is not None,
                 ONE_BLOCK=table.one_block,
                 WHOLE=table.whole,
                 OUTPUTS=tile.outputs,

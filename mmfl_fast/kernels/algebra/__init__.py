@@ -1,0 +1,104 @@
+"""What the ops do with the result of a primitive: a little algebra on K x K numbers, or on a loss per row.
+
+Every function here is a torch expression, which defines it and carries gradients, transforms, ``torch.compile``
+and GPUs. A dozen calls of torch take longer than a small kernel, so where nobody sees the steps the same is
+computed in one, see :mod:`mmfl_fast.kernels.algebra.one_step`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.kernels.algebra import native
+from mmfl_fast.kernels.algebra.one_step import in_one_step
+from mmfl_fast.kernels.prototype_loss.labels import IGNORED
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=torch.bool, device=like.device)
+
+
+@in_one_step("gram", native.cosine)
+def cosine(products: Tensor, row_mean: Tensor, negligible: float) -> Tensor:
+    """Normalise a Gram matrix.
+
+    Args:
+        products: [K, K] float64. A row that is NaN stays NaN.
+        row_mean: [K] float64, what was subtracted from the elements of a row.
+        negligible: squared norms up to this times ``row_mean**2`` have no direction: their similarity is 0
+            to others and 1 to themselves.
+
+    Returns:
+        [K, K] in [-1, 1] with a diagonal of exactly 1.
+    """
+    defined = ~torch.isnan(products)
+    # Masked before the arithmetic, here and below, so that no gradient passes through an undefined value.
+    products = torch.where(defined, products, 0.0)
+    squares = products.diagonal()
+    directed = squares > (negligible * row_mean.detach().square()).nan_to_num(0.0)
+    squares = torch.where(directed, squares, 1.0)
+    norms = squares.sqrt()
+    # Two quotients that are 1 to the last bit for equal rows; the product of the norms need not be.
+    high, low = torch.maximum(norms[:, None], norms), torch.minimum(norms[:, None], norms)
+    sigma = (products / torch.maximum(squares[:, None], squares) / (low / high)).clamp(-1, 1)
+    sigma = torch.where(directed[:, None] & directed, sigma, 0.0)
+    return torch.where(defined, torch.where(_identity(products), 1.0, sigma), torch.nan)
+
+
+@in_one_step("gram", native.angular)
+def angular(products: Tensor, row_mean: Tensor, negligible: float) -> Tensor:
+    """``1 - arccos(sigma) / pi`` of the :func:`cosine`; the infinite derivative at 1 and -1 is taken as 0."""
+    sigma = cosine(products, row_mean, negligible)
+    inside = sigma.abs() < 1
+    angle = torch.arccos(torch.where(inside, sigma, 0.0))
+    share = torch.where(inside, 1 - angle / math.pi, (sigma > 0).to(sigma.dtype))
+    return torch.where(torch.isnan(sigma), torch.nan, share)
+
+
+@in_one_step("gram", native.sq_distance)
+def sq_distance(products: Tensor) -> Tensor:
+    """``p_ii + p_jj - 2 p_ij``: squared distances from the inner products of any vectors, [K, K]."""
+    squares = products.diagonal()
+    distance = (squares[:, None] + squares - (products + products.mT)).clamp(min=0)
+    return torch.where(_identity(products) & ~torch.isnan(products), 0.0, distance)
+
+
+def normalised(products: Tensor, noise: Tensor | float) -> Tensor:
+    """``p_ij / sqrt(p_ii p_jj)``, 0 beside a diagonal element up to ``noise``; the diagonal is exactly 1.
+
+    Args:
+        products: [K, K] float64. A row that is NaN stays NaN.
+        noise: [K] or a number.
+    """
+    defined = ~torch.isnan(products)
+    products = torch.where(defined, products, 0.0)
+    variation = products.diagonal()
+    # An infinite one has the scale 0, and no gradient.
+    scale = torch.where(variation > noise, variation, torch.inf).rsqrt()
+    similarity = torch.where(_identity(products), 1.0, products * scale[:, None] * scale)
+    return torch.where(defined, similarity, torch.nan)
+
+
+@in_one_step("cross_gram_sq", native.alignment)
+def alignment(products: Tensor, noise: float) -> Tensor:
+    """The same, at most 1, as it is for products of positive semidefinite matrices."""
+    return normalised(products, noise).clamp(max=1.0)
+
+
+@in_one_step("prototype_loss", native.mean_loss)
+def mean_loss(losses: Tensor, labels: Tensor, class_mask: Tensor | None) -> Tensor:
+    """Mean of the losses [B, N] whose row counts, see :func:`mmfl_fast.kernels.prototype_loss.prototype_loss`.
+
+    Args:
+        losses: [B, N], 0 where a row does not count.
+        labels: [B, N] int64.
+        class_mask: [M, C] bool, or None.
+    """
+    counted = labels != IGNORED
+    if class_mask is not None:
+        taken = class_mask.expand(labels.shape[0], -1)
+        counted = counted & taken.gather(1, torch.where(counted, labels, 0))
+    return losses.sum() / counted.sum().clamp(min=1)
