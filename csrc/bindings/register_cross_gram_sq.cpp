@@ -14,23 +14,24 @@ namespace py = pybind11;
 namespace mmfl {
 namespace {
 
-// Tensors [B, k, n, d] of one dtype; B, n and the dtype go to `args`.
+// Tensors [B, k, n, d] of one dtype, or [k, n, d] for B = 1; B, n and the dtype go to `args`.
 std::vector<ViewBlock> view_blocks(const py::list& tensors, CrossGramSqArgs& args) {
   std::vector<ViewBlock> blocks;
   blocks.reserve(tensors.size());
   for (const py::handle tensor : tensors) {
     const TensorView view(tensor);
-    if (view.dims() != 4) throw_unless_ok("cross_gram_sq", Status::kBadShape);
+    const bool batched = view.dims() == 4;
+    if (!batched && view.dims() != 3) throw_unless_ok("cross_gram_sq", Status::kBadShape);
+    const std::int64_t batch = batched ? view.size(0) : 1;
     if (blocks.empty()) {
-      args.batch = view.size(0);
-      args.rows = view.size(2);
+      args.batch = batch;
+      args.rows = view.size(-2);
       args.dtype = view.dtype();
     }
-    if (view.size(0) != args.batch || view.size(2) != args.rows)
-      throw_unless_ok("cross_gram_sq", Status::kBadShape);
+    if (batch != args.batch || view.size(-2) != args.rows) throw_unless_ok("cross_gram_sq", Status::kBadShape);
     if (view.dtype() != args.dtype) throw_unless_ok("cross_gram_sq", Status::kBadDtype);
-    blocks.push_back({view.data(), view.stride(0), view.size(1), view.stride(1), view.stride(2),
-                      view.stride(3), view.size(3)});
+    blocks.push_back({view.data(), batched ? view.stride(0) : 0, view.size(-3), view.stride(-3),
+                      view.stride(-2), view.stride(-1), view.size(-1)});
   }
   if (blocks.empty()) throw_unless_ok("cross_gram_sq", Status::kBadShape);
   args.blocks = blocks.data();

@@ -1,3 +1,6 @@
+#include <vector>
+
+#include "algebra/algebra.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_view.h"
 #include "prototype_loss/prototype_loss.h"
@@ -16,40 +19,44 @@ void require(bool condition, Status otherwise) {
   if (!condition) throw_unless_ok("prototype_loss", otherwise);
 }
 
-Strided strided(const TensorView& tensor) {
+// The last `axes` axes; those that are not there, the first ones, have the stride 0.
+Strided strided(const TensorView& tensor, std::int64_t axes) {
   Strided result{tensor.data(), {}, tensor.dtype()};
-  require(tensor.dims() <= 3, Status::kBadShape);
-  for (std::int64_t axis = 0; axis < tensor.dims(); ++axis) result.strides[axis] = tensor.stride(axis);
+  const std::int64_t absent = axes - tensor.dims();
+  require(absent >= 0, Status::kBadShape);
+  for (std::int64_t axis = absent; axis < axes; ++axis) result.strides[axis] = tensor.stride(axis - absent);
   return result;
 }
 
-// Features [B, N, D], labels [B, N], prototypes [G, C, D], class_mask [M, C] contiguous or None. `loss` is
-// of the type of the arithmetic.
+// Features [B, N, D], labels [B, N], prototypes [G, C, D], class_mask [M, C] contiguous or None; an axis B, G
+// or M of length 1 may be left out. `loss` is of the type of the arithmetic.
 PrototypeLossArgs prototype_loss_args(py::handle features, py::handle labels, py::handle prototypes,
                                       py::handle class_mask, double temperature, bool normalise, bool tf32,
                                       py::handle loss) {
   const TensorView f(features), y(labels), p(prototypes);
-  require(f.dims() == 3 && y.dims() == 2 && p.dims() == 3, Status::kBadShape);
-  require(y.size(0) == f.size(0) && y.size(1) == f.size(1) && p.size(2) == f.size(2), Status::kBadShape);
+  require(f.dims() >= 2 && y.dims() == f.dims() - 1 && p.dims() >= 2, Status::kBadShape);
+  for (std::int64_t axis = 0; axis < y.dims(); ++axis)
+    require(y.size(axis) == f.size(axis), Status::kBadShape);
+  require(p.size(-1) == f.size(-1), Status::kBadShape);
   require(y.has(dlpack::kInt, 64), Status::kBadDtype);
   PrototypeLossArgs args;
-  args.clients = f.size(0);
-  args.rows = f.size(1);
-  args.dims = f.size(2);
-  args.classes = p.size(1);
-  args.groups = p.size(0);
+  args.clients = f.dims() == 3 ? f.size(0) : 1;
+  args.rows = f.size(-2);
+  args.dims = f.size(-1);
+  args.classes = p.size(-2);
+  args.groups = p.dims() == 3 ? p.size(0) : 1;
   args.masks = 0;
-  args.features = strided(f);
+  args.features = strided(f, 3);
   args.labels = static_cast<const std::int64_t*>(y.data());
-  args.label_strides[0] = y.stride(0);
-  args.label_strides[1] = y.stride(1);
-  args.prototypes = strided(p);
+  args.label_strides[0] = y.dims() == 2 ? y.stride(0) : 0;
+  args.label_strides[1] = y.stride(-1);
+  args.prototypes = strided(p, 3);
   args.class_mask = nullptr;
   if (!class_mask.is_none()) {
     const TensorView mask(class_mask);
-    require(mask.dims() == 2 && mask.size(1) == args.classes, Status::kBadShape);
+    require((mask.dims() == 1 || mask.dims() == 2) && mask.size(-1) == args.classes, Status::kBadShape);
     require(mask.has(dlpack::kBool, 8), Status::kBadDtype);
-    args.masks = mask.size(0);
+    args.masks = mask.dims() == 2 ? mask.size(0) : 1;
     args.class_mask = static_cast<const unsigned char*>(mask.data());
   }
   args.temperature = temperature;
@@ -62,7 +69,7 @@ PrototypeLossArgs prototype_loss_args(py::handle features, py::handle labels, py
 
 PrototypeLossGradients gradients_of(py::handle loss_gradient, py::handle loss, py::handle log_sum,
                                     py::handle feature_gradient, py::handle prototype_gradient) {
-  return {strided(TensorView(loss_gradient)), TensorView(loss).data(), TensorView(log_sum).data(),
+  return {strided(TensorView(loss_gradient), 2), TensorView(loss).data(), TensorView(log_sum).data(),
           TensorView(feature_gradient).data(), TensorView(prototype_gradient).data()};
 }
 
@@ -88,6 +95,30 @@ void register_prototype_loss(py::module_& m) {
       },
       py::arg("features"), py::arg("labels"), py::arg("prototypes"), py::arg("class_mask").none(true),
       py::arg("temperature"), py::arg("normalise"), py::arg("loss"), py::arg("log_sum"), py::arg("threads"));
+
+  m.def(
+      "mean_prototype_loss",
+      [](py::handle features, py::handle labels, py::handle prototypes, py::handle class_mask,
+         double temperature, bool normalise, py::handle out, int threads) {
+        PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask, temperature,
+                                                     normalise, false, out);
+        args.threads = threads;
+        void* mean = TensorView(out).data();
+        // Room for either type.
+        const auto count = static_cast<std::size_t>(args.clients * args.rows);
+        std::vector<double> losses(count), log_sums(count);
+        std::int64_t bad_label = -1;
+        Status status;
+        {
+          py::gil_scoped_release release;
+          status = prototype_loss_cpu(args, losses.data(), log_sums.data(), &bad_label);
+          if (status == Status::kOk && bad_label < 0) algebra::mean_loss(args, losses.data(), mean);
+        }
+        throw_unless_ok("mean_prototype_loss", status);
+        return bad_label;
+      },
+      py::arg("features"), py::arg("labels"), py::arg("prototypes"), py::arg("class_mask").none(true),
+      py::arg("temperature"), py::arg("normalise"), py::arg("out"), py::arg("threads"));
 
   m.def(
       "prototype_loss_backward",

@@ -24,8 +24,9 @@ class TensorView {
 
   void* data() const { return view_.data; }
   std::int64_t dims() const { return view_.dims; }
-  std::int64_t size(std::int64_t axis) const { return view_.shape[axis]; }
-  std::int64_t stride(std::int64_t axis) const { return view_.strides[axis]; }
+  // A negative axis counts from the last one.
+  std::int64_t size(std::int64_t axis) const { return view_.shape[axis < 0 ? axis + dims() : axis]; }
+  std::int64_t stride(std::int64_t axis) const { return view_.strides[axis < 0 ? axis + dims() : axis]; }
   // One that is_known refuses if it is none of the four.
   DType dtype() const;
   bool has(dlpack::TypeCode code, int bits) const;

@@ -4,7 +4,6 @@
 
 namespace mmfl {
 
-// Codes shared with mmfl_fast/kernels/native.py.
 enum class DType : std::int64_t { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 inline std::int64_t size_of(DType dtype) {

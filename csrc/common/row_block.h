@@ -16,6 +16,4 @@ struct RowBlock {
   DType dtype;
 };
 
-static_assert(sizeof(RowBlock) == 5 * sizeof(std::int64_t), "Python passes RowBlock as five int64");
-
 }  // namespace mmfl

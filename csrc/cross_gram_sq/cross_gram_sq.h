@@ -19,8 +19,6 @@ struct ViewBlock {
   std::int64_t columns;
 };
 
-static_assert(sizeof(ViewBlock) == 7 * sizeof(std::int64_t), "Python passes ViewBlock as seven int64");
-
 // out_ij = ||X_i^T X_j||_F^2 for all pairs of K matrices with n common rows, B times.
 struct CrossGramSqArgs {
   const ViewBlock* blocks;  // [count]; their views add up to K

@@ -14,7 +14,9 @@ Status cross_gram_sq(const CrossGramSqViews& args) {
   clear(args.out, args.count * args.count);
   const double n = static_cast<double>(args.rows), k = static_cast<double>(args.count);
   const double columns = static_cast<double>(views.all_columns());
-  const bool by_rows = n * n * columns + k * k * n * n / 2 <= n * columns * columns;
+  // The n x n form holds whole tiles.
+  const double held = static_cast<double>(round_up(args.rows, kTile));
+  const bool by_rows = n * held * columns + k * k * held * held / 2 <= n * columns * columns;
   const bool done = by_rows ? RowForm<T>(views, args.out).run() : ColumnForm<T>(views, args.out).run();
   if (!done) return Status::kOutOfMemory;
   for (std::int64_t i = 0; i < args.count; ++i)

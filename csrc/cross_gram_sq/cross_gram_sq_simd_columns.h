@@ -55,7 +55,7 @@ class ColumnForm {
       const std::int64_t padded = round_up(width, Simd<T>::kLanes);
       for (std::int64_t i = first_column(left); i < end_column(left); i += kTile) {
         const std::int64_t height = smaller(kTile, end_column(left) - i);
-        clear(total, kTileSize);
+        clear(total, height * kTile);
         for (std::int64_t r = 0; r < views_.rows(); r += kMultiplyDepth) {
           const std::int64_t depth = smaller(kMultiplyDepth, views_.rows() - r);
           pack_columns(left, i, height, r, depth, left_pack);

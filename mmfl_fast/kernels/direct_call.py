@@ -6,6 +6,7 @@ tensors more still.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 _PLAIN = {Tensor, torch.nn.Parameter}
 # Asked first, because isinstance(x, Tensor) is slow for what is none.
 _NUMBERS = {bool, int, float, type(None)}
+
+_requires_grad = attrgetter("requires_grad")
 
 
 def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
@@ -47,4 +50,4 @@ def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
 
 def records_gradient(tensors: list[Tensor]) -> bool:
     """Whether autograd has to know what is done with tensors."""
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+    return torch.is_grad_enabled() and any(map(_requires_grad, tensors))

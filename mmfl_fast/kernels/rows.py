@@ -13,9 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# The codes of csrc/common/dtype.h.
-DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-
 
 def row_count(blocks: Sequence[Tensor], segments: int, stacked: bool) -> int:
     """K, the number of rows."""

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
+from mmfl_fast.kernels import one_step
 from mmfl_fast.kernels.mix import mix as mix_kernel
-from mmfl_fast.ops.rows import Rows, RowsLike, as_rows
-from mmfl_fast.ops.weights import as_matrix, as_shares
-
-
-def _mixed(rows: Rows, matrix: Tensor) -> list[Tensor]:
-    return mix_kernel(rows.blocks, rows.segments, rows.stacked, matrix, None, False)
+from mmfl_fast.ops.rows import RowsLike, as_rows
+from mmfl_fast.ops.weights import as_matrix, as_weights
 
 
 def weighted_mean(rows: RowsLike, weights: Any) -> Any:
@@ -31,8 +26,10 @@ def weighted_mean(rows: RowsLike, weights: Any) -> Any:
         ValueError: as :func:`mmfl_fast.ops.gram`; weights of another shape, negative, non-finite or all 0.
     """
     canonical = as_rows(rows)
-    outputs = _mixed(canonical, as_shares(weights, canonical).unsqueeze(0))
-    return canonical.one([output[0] for output in outputs])
+    parts = one_step.weighted_mean(
+        canonical.blocks, canonical.segments, canonical.stacked, as_weights(weights, canonical)
+    )
+    return canonical.one(parts)
 
 
 def mix(rows: RowsLike, matrix: Any) -> Any:
@@ -53,4 +50,7 @@ def mix(rows: RowsLike, matrix: Any) -> Any:
         ValueError: as :func:`mmfl_fast.ops.gram`, or a matrix of another shape.
     """
     canonical = as_rows(rows)
-    return canonical.many(_mixed(canonical, as_matrix(matrix, canonical)))
+    weights = as_matrix(matrix, canonical)
+    return canonical.many(
+        mix_kernel(canonical.blocks, canonical.segments, canonical.stacked, weights, None, False)
+    )

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfl_fast.kernels import algebra
+from mmfl_fast.kernels import one_step
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
+from mmfl_fast.kernels.one_step import algebra
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.kernels.unit_rows import unit_rows
 from mmfl_fast.ops.precision import Precision, allows_tf32
@@ -48,15 +49,15 @@ def linear_cka(
     rows = blocks[0].shape[1]
     if debiased and rows < 4:
         raise ValueError(f"features must have at least 4 rows for debiased=True; got {rows}")
-    products = cross_gram_sq(blocks, mean_columns=True, normalise_rows=True, tf32=allows_tf32(precision))
+    tf32 = allows_tf32(precision)
     epsilon = torch.finfo(compute_dtype([blocks[0].dtype])).eps
     noise = (rows * (8 * epsilon) ** 2) ** 2
     if not debiased:
-        return algebra.alignment(products, noise)
+        return one_step.alignment(blocks, tf32, noise)
+    products = cross_gram_sq(blocks, mean_columns=True, normalise_rows=True, tf32=tf32)
     traces = products.diagonal().detach()
-    finite = torch.isfinite(traces)
-    unbiased = _unbiased(products, _squared_row_lengths(blocks, finite))
-    return algebra.normalised(unbiased, noise + 16 * epsilon * traces)
+    unbiased = _unbiased(products, _squared_row_lengths(blocks, torch.isfinite(traces)))
+    return algebra.alignment(unbiased, noise + 16 * epsilon * traces)
 
 
 def _blocks(features: Any) -> list[Tensor]:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmfl_fast.kernels import algebra
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
+from mmfl_fast.kernels.mix.weights import shares as shares_of
+from mmfl_fast.kernels.one_step import algebra
 from mmfl_fast.ops.averaging import mix
 from mmfl_fast.ops.rows import RowsLike, as_rows
 from mmfl_fast.ops.similarity import pairwise_sq_distance
 from mmfl_fast.ops.tensors import REAL_NUMBER, as_floating
-from mmfl_fast.ops.weights import as_matrix, as_shares
+from mmfl_fast.ops.weights import as_matrix, as_weights
 
 _SCALE_FLOOR = 1e-12
 
@@ -85,7 +86,7 @@ def consensus_matrix(
             scale that is not positive and finite.
     """
     rows = as_rows(operators, "operators")
-    share = as_shares(weights, rows)
+    share = shares_of(as_weights(weights, rows))
     if scale != "median" and not (isinstance(scale, REAL_NUMBER) and 0 < scale < math.inf):
         raise ValueError(f'scale must be "median" or a positive finite number; got {scale!r}')
     distance = projection_distance(operators)

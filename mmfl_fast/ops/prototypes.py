@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfl_fast.kernels import algebra
-from mmfl_fast.kernels.prototype_loss import prototype_loss
+from mmfl_fast.kernels import one_step
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED, check_labels
 from mmfl_fast.ops.precision import Precision, allows_tf32
 from mmfl_fast.ops.tensors import (
@@ -123,23 +122,12 @@ def prototype_contrastive_loss(
     _check_loss_options(temperature, reduction)
     _check_loss_shapes(features, labels, prototypes, mask)
 
-    one_client = features.dim() == 2
-    client_labels = labels.unsqueeze(0) if one_client else labels
-    client_mask = mask.unsqueeze(0) if mask is not None and mask.dim() == 1 else mask
-    losses = prototype_loss(
-        features.unsqueeze(0) if one_client else features,
-        client_labels,
-        prototypes.unsqueeze(0) if prototypes.dim() == 2 else prototypes,
-        client_mask,
-        float(temperature),
-        bool(normalize),
-        allows_tf32(precision),
-    )
-    if reduction == "none":
-        return losses.squeeze(0) if one_client else losses
-    if reduction == "sum":
-        return losses.sum()
-    return algebra.mean_loss(losses, client_labels, client_mask)
+    tf32 = allows_tf32(precision)
+    arguments = features, labels, prototypes, mask, float(temperature), bool(normalize), tf32
+    if reduction == "mean":
+        return one_step.mean_prototype_loss(*arguments)
+    losses = one_step.prototype_losses(*arguments)
+    return losses.sum() if reduction == "sum" else losses
 
 
 def _check_loss_options(temperature: Any, reduction: str) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmfl_fast.kernels import algebra
+from mmfl_fast.kernels import one_step
 from mmfl_fast.kernels.gram import gram as gram_kernel
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.ops.precision import Precision, allows_tf32
@@ -16,32 +16,20 @@ from mmfl_fast.ops.rows import RowLike, Rows, RowsLike, as_origin, as_rows
 _Origin = Literal["mean"] | RowLike | None
 
 
-def _products(
+def _arguments(
     value: RowsLike, origin: _Origin, centre_rows: bool, precision: Precision
-) -> tuple[Rows, Tensor, Tensor]:
+) -> tuple[Rows, tuple[list[Tensor], int, bool, list[Tensor], bool, bool, bool]]:
+    """The rows, and what the kernel takes."""
     rows = as_rows(value)
-    products, row_mean = gram_kernel(
-        rows.blocks,
-        rows.segments,
-        rows.stacked,
-        as_origin(origin, rows, value),
-        isinstance(origin, str),
-        centre_rows,
-        allows_tf32(precision),
-    )
-    return rows, products, row_mean
+    subtracted = as_origin(origin, rows, value)
+    mean_origin, tf32 = isinstance(origin, str), allows_tf32(precision)
+    return rows, (rows.blocks, rows.segments, rows.stacked, subtracted, mean_origin, centre_rows, tf32)
 
 
-def _pearson_products(value: RowsLike, origin: _Origin, precision: Precision) -> tuple[Tensor, Tensor, float]:
-    """What :func:`algebra.cosine` takes."""
-    rows, products, row_mean = _products(value, origin, centre_rows=True, precision=precision)
+def _noise(rows: Rows) -> float:
+    """Squared norm, as a multiple of the squared mean, up to which a centred row is rounding."""
     dtype = compute_dtype([block.dtype for block in rows.blocks[: rows.segments]])
-    return products, row_mean, (8 * torch.finfo(dtype).eps) ** 2 * rows.width
-
-
-def _cosine_products(value: RowsLike, origin: _Origin, precision: Precision) -> tuple[Tensor, Tensor, float]:
-    _, products, row_mean = _products(value, origin, centre_rows=False, precision=precision)
-    return products, row_mean, 0.0
+    return float((8 * torch.finfo(dtype).eps) ** 2 * rows.width)
 
 
 def gram(rows: RowsLike, *, origin: _Origin = None, precision: Precision = "fp32") -> Tensor:
@@ -67,7 +55,7 @@ def gram(rows: RowsLike, *, origin: _Origin = None, precision: Precision = "fp32
         ValueError: rows that do not agree in keys, shapes, dtypes or devices, or an unknown ``origin``
             or ``precision``.
     """
-    return _products(rows, origin, centre_rows=False, precision=precision)[1]
+    return gram_kernel(*_arguments(rows, origin, False, precision)[1])[0]
 
 
 def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Precision = "fp32") -> Tensor:
@@ -90,7 +78,8 @@ def pearson_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: P
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    return algebra.cosine(*_pearson_products(rows, origin, precision))
+    canonical, arguments = _arguments(rows, origin, True, precision)
+    return one_step.cosine(*arguments, _noise(canonical))
 
 
 def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Precision = "fp32") -> Tensor:
@@ -110,7 +99,7 @@ def cosine_similarity(rows: RowsLike, *, origin: _Origin = "mean", precision: Pr
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    return algebra.cosine(*_cosine_products(rows, origin, precision))
+    return one_step.cosine(*_arguments(rows, origin, False, precision)[1], 0.0)
 
 
 def angular_similarity(
@@ -140,8 +129,8 @@ def angular_similarity(
     """
     if kind not in ("pearson", "cosine"):
         raise ValueError(f'kind must be "pearson" or "cosine"; got {kind!r}')
-    directions = _pearson_products if kind == "pearson" else _cosine_products
-    return algebra.angular(*directions(rows, origin, precision))
+    canonical, arguments = _arguments(rows, origin, kind == "pearson", precision)
+    return one_step.angular(*arguments, _noise(canonical) if kind == "pearson" else 0.0)
 
 
 def pairwise_sq_distance(rows: RowsLike, *, precision: Precision = "fp32") -> Tensor:
@@ -162,4 +151,6 @@ def pairwise_sq_distance(rows: RowsLike, *, precision: Precision = "fp32") -> Te
         TypeError: as :func:`gram`.
         ValueError: as :func:`gram`.
     """
-    return algebra.sq_distance(_products(rows, "mean", centre_rows=False, precision=precision)[1])
+    canonical = as_rows(rows)
+    tf32 = allows_tf32(precision)
+    return one_step.sq_distance(canonical.blocks, canonical.segments, canonical.stacked, tf32)

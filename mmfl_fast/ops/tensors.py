@@ -81,8 +81,8 @@ def as_labels(value: Any, name: str) -> Tensor:
     return tensor if tensor.dtype is torch.int64 else tensor.to(torch.int64)
 
 
-def as_float64(value: Any, name: str, device: torch.device) -> Tensor:
-    """Do the same for a few numbers, as float64 on ``device``; a sequence of numbers will do.
+def as_real(value: Any, name: str, device: torch.device) -> Tensor:
+    """Do the same for a few real numbers, on ``device``; a sequence of them will do and becomes float64.
 
     Raises:
         TypeError: no real numbers.
@@ -99,7 +99,7 @@ def as_float64(value: Any, name: str, device: torch.device) -> Tensor:
     tensor = as_tensor(value, name)
     if tensor.is_complex():
         raise TypeError(f"{name} must be real numbers; got {describe(tensor)}")
-    return tensor.to(device, torch.float64)
+    return tensor if tensor.device == device else tensor.to(device)
 
 
 def check_same_device(**tensors: Tensor | None) -> None:

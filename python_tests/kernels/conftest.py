@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from mmfl_fast.kernels.backend import backends, use_backend
-from mmfl_fast.kernels.rows import DTYPE_CODES
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
+
+# Of csrc/common/dtype.h, the code of a dtype is its place here.
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,22 @@ def assert_accurate() -> Any:
     return check
 
 
+def _code(tensor: Tensor) -> int:
+    return DTYPES.index(tensor.dtype) if tensor.dtype in DTYPES else 0
+
+
+@pytest.fixture
+def without_memory() -> Callable[..., Tensor]:
+    """A tensor of a shape whose memory was given back, as some trainers do between steps."""
+
+    def make(*shape: int, **options: Any) -> Tensor:
+        tensor = torch.empty(shape, **options)
+        tensor.untyped_storage().resize_(0)
+        return tensor
+
+    return make
+
+
 def _packed(part: int | float | bytes | Tensor | None) -> bytes:
     """As the programs of ``compile_kernels`` read it; a tensor keeps its strides."""
     if isinstance(part, bytes):
@@ -114,7 +132,7 @@ def _packed(part: int | float | bytes | Tensor | None) -> bytes:
     if isinstance(part, float):
         return np.float64(part).tobytes()
     if part is None or part.numel() == 0:
-        code = 0 if part is None else DTYPE_CODES.get(part.dtype, 0)
+        code = 0 if part is None else _code(part)
         return np.array((code, *[0] * 6), dtype=np.int64).tobytes()
     size, strides = part.element_size(), part.stride()
     reach = sum((length - 1) * stride for length, stride in zip(part.shape, strides, strict=True))
@@ -123,7 +141,7 @@ def _packed(part: int | float | bytes | Tensor | None) -> bytes:
     whole = torch.empty(0, dtype=torch.uint8).set_(part.untyped_storage())
     contents = whole[first : first + (reach + 1) * size].numpy().tobytes()
     header = (
-        DTYPE_CODES.get(part.dtype, 0),
+        _code(part),
         *strides,
         *[0] * (4 - len(strides)),
         front,

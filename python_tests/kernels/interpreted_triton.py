@@ -138,9 +138,7 @@ def test_mix(layout: str, dtype: torch.dtype, arrange: Any) -> None:
 )
 def test_mix_around_the_tiles(outputs: int, count: int, columns: int) -> None:
     x, matrix = torch.randn(count, columns), torch.randn(outputs, count, dtype=torch.float64)
-    assert_close(
-        mix_triton.mix([x], 1, True, matrix, None, False)[0], matrix @ x.double(), torch.float32
-    )
+    assert_close(mix_triton.mix([x], 1, True, matrix, None, False)[0], matrix @ x.double(), torch.float32)
     centred = x.double() - x.double().mean(dim=0)
     assert_close(mix_triton.mix([x], 1, True, matrix, None, True)[0], matrix @ centred, torch.float32)
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -227,10 +226,27 @@ def test_compiles_to_one_graph():
     torch.testing.assert_close(got, expected)
 
 
-def test_null_pointers_are_refused():
-    table = np.array([[0, 0, 2, 6, 3, 1, 3]])
+def test_the_extension_refuses_bad_arguments(without_memory):
+    x, out = torch.randn(1, 2, 3, 4), torch.empty(1, 2, 2, dtype=torch.float64)
+
+    def call(*blocks, out=out):
+        _C.cross_gram_sq(list(blocks), False, False, out, 1)
+
+    call(x)
     with pytest.raises(RuntimeError, match="null pointer"):
-        _C.cross_gram_sq(table, 1, 2, 1, False, False, 0, 1)
+        call(without_memory(1, 2, 3, 4))
+    with pytest.raises(RuntimeError, match="null pointer"):
+        call(x, out=without_memory(1, 2, 2, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="size"):
+        call(x, torch.randn(1, 2, 5, 4))
+    with pytest.raises(RuntimeError, match="size"):
+        call(x[0, 0])
+    with pytest.raises(RuntimeError, match="size"):
+        call()
+    with pytest.raises(RuntimeError, match="dtype"):
+        call(x, x.double())
+    with pytest.raises(RuntimeError, match="dtype"):
+        call(x.int())
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])

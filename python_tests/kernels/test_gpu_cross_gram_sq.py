@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mmfl_fast import _C
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
+from mmfl_fast.kernels.cuda_place import cuda_place
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_in_fresh_memory", "gpu_kernels")]
 
@@ -216,7 +216,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mmfl_fast.cross_gram_sq.default, ([x], True, True, False))
 
 
-def test_null_pointers_are_refused() -> None:
-    table = np.array([[0, 0, 2, 6, 3, 1, 3]])
+def test_null_pointers_are_refused(without_memory: Any) -> None:
+    nothing, out = without_memory(1, 2, 3, 4, device="cuda"), torch.empty(1, 2, 2, device="cuda").double()
     with pytest.raises(RuntimeError, match="null pointer"):
-        _C.cross_gram_sq_cuda(table, 1, 2, 1, False, False, False, 0, 0, 0, 0, 0)
+        _C.cross_gram_sq_cuda([nothing], False, False, False, out, *cuda_place(out.device))

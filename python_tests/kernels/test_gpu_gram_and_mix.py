@@ -36,11 +36,11 @@ def exact_gram(matrix: Tensor, mean_origin: bool, centre_rows: bool) -> tuple[Te
     return rows @ rows.T, means
 
 
-def exact_mix(matrix: Tensor, rows: Tensor, offset: Tensor, centre: bool) -> Tensor:
+def exact_mix(matrix: Tensor, rows: Tensor, offset: Tensor | None, centre: bool) -> Tensor:
     rows = rows.double()
     if centre:
         rows = rows - rows[(matrix != 0).any(dim=0)].mean(dim=0)
-    if len(offset) > 0:
+    if offset is not None:
         rows = rows - offset[:, None]
     return matrix @ rows
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfl_fast import _C
+from mmfl_fast.kernels.cuda_place import cuda_place
 from mmfl_fast.kernels.prototype_loss import prototype_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_in_fresh_memory", "gpu_kernels")]
@@ -326,7 +327,9 @@ def test_opcheck() -> None:
     )
 
 
-def test_null_pointers_are_refused() -> None:
-    sizes, tensors = np.array([1, 2, 3, 4, 1, 0]), np.zeros((4, 5), dtype=np.int64)
+def test_null_pointers_are_refused(without_memory: Any) -> None:
+    features, labels = without_memory(1, 2, 3, device="cuda"), torch.zeros(1, 2, dtype=torch.int64).cuda()
+    prototypes, loss = torch.randn(1, 4, 3).cuda(), torch.empty(1, 2).cuda()
+    place = cuda_place(loss.device)
     with pytest.raises(RuntimeError, match="null pointer"):
-        _C.prototype_loss_cuda(sizes, tensors, 0.1, True, False, False, 0, 0, 0, 0, 0, 0)
+        _C.prototype_loss_cuda(features, labels, prototypes, None, 0.1, True, False, loss, loss, *place)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -364,26 +364,30 @@ def test_opcheck(stacked: bool) -> None:
         torch.library.opcheck(torch.ops.mmfl_fast.gram.default, arguments)
 
 
-def _call(blocks: list[list[int]], widths: list[int], gram_pointer: int, origin: list[list[int]]) -> None:
-    table, origin_table = (np.array(rows, dtype=np.int64).reshape(-1, 5) for rows in (blocks, origin))
-    _C.gram(table, np.array(widths), origin_table, False, False, gram_pointer, gram_pointer, 1)
+def test_the_extension_refuses_bad_arguments(without_memory: Any) -> None:
+    x, out, mean = torch.randn(2, 3), torch.empty(2, 2, dtype=torch.float64), torch.empty(2).double()
 
+    def call(
+        blocks: list[Tensor], out: Tensor = out, origin: Sequence[Tensor] = (), segments: int = 1
+    ) -> None:
+        _C.gram(blocks, segments, True, list(origin), False, False, out, mean, 1)
 
-def test_the_extension_refuses_bad_arguments() -> None:
-    x, out = torch.randn(2, 3), torch.empty(2, 2, dtype=torch.float64)
-    good = [x.data_ptr(), 2, 3, 1, 1]
     with pytest.raises(RuntimeError, match="null pointer"):
-        _call([[0, 2, 3, 1, 1]], [3], out.data_ptr(), [])
+        call([without_memory(2, 3)])
     with pytest.raises(RuntimeError, match="null pointer"):
-        _call([good], [3], 0, [])
+        call([x], out=without_memory(2, 2, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="null pointer"):
-        _call([good], [3], out.data_ptr(), [[0, 1, 0, 1, 1]])
+        call([x], origin=[without_memory(3)])
     with pytest.raises(RuntimeError, match="dtype"):
-        _call([[x.data_ptr(), 2, 3, 1, 9]], [3], out.data_ptr(), [])
+        call([x.int()])
     with pytest.raises(RuntimeError, match="size"):
-        _call([[x.data_ptr(), -2, 3, 1, 1]], [3], out.data_ptr(), [])
+        call([x, x, x], segments=2)
     with pytest.raises(RuntimeError, match="size"):
-        _call([good], [-3], out.data_ptr(), [])
+        call([x, torch.randn(2, 4)])
+    with pytest.raises(RuntimeError, match="size"):
+        call([x], origin=[torch.randn(4)])
+    with pytest.raises(RuntimeError, match="size"):
+        call([torch.tensor(1.0)])
 
 
 def test_the_op_can_be_called_directly() -> None:

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from mmfl_fast.kernels.rows import DTYPE_CODES
-
+# In the order of their codes in csrc/common/dtype.h.
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 Array = npt.NDArray[Any]
 Run = Callable[..., npt.NDArray[np.float64]]
@@ -46,7 +45,7 @@ def packed(segments: Sequence[torch.Tensor], stride: int = 1, misaligned: bool =
         last = rows.numel() * stride - stride + 1 if rows.numel() > 0 else 0
         memory = spread.flatten()[:last].view(torch.uint8).numpy().tobytes()
         front = rows.element_size() if misaligned else 0
-        case += integers(rows.shape[1], DTYPE_CODES[rows.dtype], stride, front, front + len(memory))
+        case += integers(rows.shape[1], DTYPES.index(rows.dtype), stride, front, front + len(memory))
         case += bytes(front) + memory
     return case
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ def exact_mix(matrix: Tensor, rows: Tensor, offset: Tensor | None = None, centre
     takes_part = (matrix != 0).any(dim=0)
     if centre:
         rows = rows - rows[takes_part].mean(dim=0)
-    if len(offset) > 0:
+    if offset is not None:
         rows = rows - offset[:, None]
     return matrix @ rows
 
@@ -271,22 +270,27 @@ def test_opcheck(centre: bool) -> None:
     torch.library.opcheck(torch.ops.mmfl_fast.mix.default, arguments)
 
 
-def test_the_extension_refuses_bad_arguments() -> None:
+def test_the_extension_refuses_bad_arguments(without_memory: Any) -> None:
     x, y = torch.randn(2, 3), torch.empty(1, 3)
     matrix = torch.rand(1, 2, dtype=torch.float64)
-    block, output = [x.data_ptr(), 2, 3, 1, 1], [y.data_ptr(), 1, 3, 1, 1]
 
-    def call(block: list[int], output: list[int], matrix_pointer: int, columns: int) -> None:
-        tables = [np.array([row], dtype=np.int64) for row in (block, output)]
-        _C.mix(tables[0], np.array([3]), tables[1], matrix_pointer, 1, columns, 0, False, 1)
+    def call(x: Tensor = x, matrix: Tensor = matrix, offset: Tensor | None = None, y: Tensor = y) -> None:
+        _C.mix([x], 1, True, matrix, offset, False, [y], 1)
 
+    call()
     with pytest.raises(RuntimeError, match="null pointer"):
-        call([0, 2, 3, 1, 1], output, matrix.data_ptr(), 2)
+        call(x=without_memory(2, 3))
     with pytest.raises(RuntimeError, match="null pointer"):
-        call(block, [0, 1, 3, 1, 1], matrix.data_ptr(), 2)
+        call(y=without_memory(1, 3))
     with pytest.raises(RuntimeError, match="null pointer"):
-        call(block, output, 0, 2)
+        call(matrix=without_memory(1, 2, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="size"):
-        call(block, output, matrix.data_ptr(), 5)
+        call(matrix=torch.rand(1, 5, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="size"):
+        call(offset=torch.rand(3, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="size"):
+        call(y=torch.empty(1, 4))
     with pytest.raises(RuntimeError, match="dtype"):
-        call(block, [y.data_ptr(), 1, 3, 1, -1], matrix.data_ptr(), 2)
+        call(y=y.int())
+    with pytest.raises(RuntimeError, match="dtype"):
+        call(matrix=matrix.float())

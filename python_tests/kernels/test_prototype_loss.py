@@ -402,15 +402,43 @@ def test_empty_rows():
     assert torch.equal(d_prototypes, torch.zeros(1, 5, 7))
 
 
-def test_null_pointers_are_refused():
-    sizes = np.array([1, 2, 3, 4, 1, 0])
-    tensors = np.zeros((4, 5), dtype=np.int64)
-    with pytest.raises(RuntimeError, match="null pointer"):
-        _C.prototype_loss(sizes, tensors, 0.1, True, False, 0, 0, 1)
-    with pytest.raises(RuntimeError, match="null pointer"):
+def test_the_extension_refuses_bad_arguments(without_memory):
+    good = {
+        "features": torch.randn(1, 2, 3),
+        "labels": torch.tensor([[0, 1]]),
+        "prototypes": torch.randn(1, 4, 3),
+        "class_mask": torch.ones(1, 4, dtype=torch.bool),
+    }
+    loss, log_sum, features, prototypes = (
+        torch.ones(1, 2),
+        torch.ones(1, 2),
+        *map(torch.empty_like, (good["features"], good["prototypes"])),
+    )
+
+    def forward(loss=loss, **bad):
+        _C.prototype_loss(*(good | bad).values(), 0.1, True, loss, log_sum, 1)
+
+    def backward(feature_gradient=features, **bad):
+        tensors = (good | bad).values()
+        upstream = torch.ones(1, 2)
         _C.prototype_loss_backward(
-            sizes, tensors, 0.1, True, False, np.zeros(5, dtype=np.int64), 0, 0, 0, 0, 1
+            upstream, loss, log_sum, *tensors, 0.1, True, feature_gradient, prototypes, 1
         )
+
+    forward()
+    backward()
+    for call in (forward, backward):
+        for name, tensor in good.items():
+            with pytest.raises(RuntimeError, match="null pointer"):
+                call(**{name: without_memory(*tensor.shape, dtype=tensor.dtype)})
+            with pytest.raises(RuntimeError, match="dtype"):
+                call(**{name: tensor.int()})
+            with pytest.raises(RuntimeError, match="size"):
+                call(**{name: tensor[..., :1]})
+    with pytest.raises(RuntimeError, match="null pointer"):
+        forward(loss=without_memory(1, 2))
+    with pytest.raises(RuntimeError, match="null pointer"):
+        backward(feature_gradient=without_memory(1, 2, 3))
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])

@@ -1,9 +1,4 @@
-"""What the ops do with the result of a primitive: a little algebra on K x K numbers, or on a loss per row.
-
-Every function here is a torch expression, which defines it and carries gradients, transforms, ``torch.compile``
-and GPUs. A dozen calls of torch take longer than a small kernel, so where nobody sees the steps the same is
-computed in one, see :mod:`mmfl_fast.kernels.algebra.one_step`.
-"""
+"""Algebra on the small results of primitives, in torch."""
 
 from __future__ import annotations
 
@@ -12,21 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from mmfl_fast.kernels.algebra import native
-from mmfl_fast.kernels.algebra.one_step import in_one_step
 from mmfl_fast.kernels.prototype_loss.labels import IGNORED
 
 
-def _identity(like: Tensor) -> Tensor:
-    return torch.eye(len(like), dtype=torch.bool, device=like.device)
-
-
-@in_one_step("gram", native.cosine)
 def cosine(products: Tensor, row_mean: Tensor, negligible: float) -> Tensor:
     """Normalise a Gram matrix.
 
     Args:
-        products: [K, K] float64. A row that is NaN stays NaN.
+        products: [K, K] float64. What is NaN stays NaN.
         row_mean: [K] float64, what was subtracted from the elements of a row.
         negligible: squared norms up to this times ``row_mean**2`` have no direction: their similarity is 0
             to others and 1 to themselves.
@@ -45,10 +33,9 @@ def cosine(products: Tensor, row_mean: Tensor, negligible: float) -> Tensor:
     high, low = torch.maximum(norms[:, None], norms), torch.minimum(norms[:, None], norms)
     sigma = (products / torch.maximum(squares[:, None], squares) / (low / high)).clamp(-1, 1)
     sigma = torch.where(directed[:, None] & directed, sigma, 0.0)
-    return torch.where(defined, torch.where(_identity(products), 1.0, sigma), torch.nan)
+    return torch.where(defined, torch.where(_diagonal(products), 1.0, sigma), torch.nan)
 
 
-@in_one_step("gram", native.angular)
 def angular(products: Tensor, row_mean: Tensor, negligible: float) -> Tensor:
     """``1 - arccos(sigma) / pi`` of the :func:`cosine`; the infinite derivative at 1 and -1 is taken as 0."""
     sigma = cosine(products, row_mean, negligible)
@@ -58,47 +45,43 @@ def angular(products: Tensor, row_mean: Tensor, negligible: float) -> Tensor:
     return torch.where(torch.isnan(sigma), torch.nan, share)
 
 
-@in_one_step("gram", native.sq_distance)
 def sq_distance(products: Tensor) -> Tensor:
     """``p_ii + p_jj - 2 p_ij``: squared distances from the inner products of any vectors, [K, K]."""
     squares = products.diagonal()
     distance = (squares[:, None] + squares - (products + products.mT)).clamp(min=0)
-    return torch.where(_identity(products) & ~torch.isnan(products), 0.0, distance)
+    return torch.where(_diagonal(products) & ~torch.isnan(products), 0.0, distance)
 
 
-def normalised(products: Tensor, noise: Tensor | float) -> Tensor:
+def alignment(products: Tensor, noise: Tensor | float) -> Tensor:
     """``p_ij / sqrt(p_ii p_jj)``, 0 beside a diagonal element up to ``noise``; the diagonal is exactly 1.
 
     Args:
-        products: [K, K] float64. A row that is NaN stays NaN.
+        products: [K, K] float64. What is NaN stays NaN.
         noise: [K] or a number.
     """
     defined = ~torch.isnan(products)
     products = torch.where(defined, products, 0.0)
     variation = products.diagonal()
-    # An infinite one has the scale 0, and no gradient.
+    # What is infinite has the scale 0 and no gradient.
     scale = torch.where(variation > noise, variation, torch.inf).rsqrt()
-    similarity = torch.where(_identity(products), 1.0, products * scale[:, None] * scale)
+    similarity = torch.where(_diagonal(products), 1.0, products * scale[:, None] * scale)
     return torch.where(defined, similarity, torch.nan)
 
 
-@in_one_step("cross_gram_sq", native.alignment)
-def alignment(products: Tensor, noise: float) -> Tensor:
-    """The same, at most 1, as it is for products of positive semidefinite matrices."""
-    return normalised(products, noise).clamp(max=1.0)
-
-
-@in_one_step("prototype_loss", native.mean_loss)
-def mean_loss(losses: Tensor, labels: Tensor, class_mask: Tensor | None) -> Tensor:
-    """Mean of the losses [B, N] whose row counts, see :func:`mmfl_fast.kernels.prototype_loss.prototype_loss`.
+def counted_mean(losses: Tensor, labels: Tensor, class_mask: Tensor | None) -> Tensor:
+    """Mean of the losses whose row counts; 0 if none does.
 
     Args:
-        losses: [B, N], 0 where a row does not count.
-        labels: [B, N] int64.
-        class_mask: [M, C] bool, or None.
+        losses: [B, N] or [N], 0 where a row does not count.
+        labels: in the shape of the losses; -100 does not count.
+        class_mask: [M, C] or [C] bool, the classes that count; or None.
     """
     counted = labels != IGNORED
     if class_mask is not None:
-        taken = class_mask.expand(labels.shape[0], -1)
-        counted = counted & taken.gather(1, torch.where(counted, labels, 0))
+        taken = class_mask.expand(*labels.shape[:-1], class_mask.shape[-1])
+        counted = counted & taken.gather(-1, torch.where(counted, labels, 0))
     return losses.sum() / counted.sum().clamp(min=1)
+
+
+def _diagonal(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=torch.bool, device=like.device)
