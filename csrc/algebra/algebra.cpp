@@ -103,7 +103,8 @@ void mean_loss(const PrototypeLossArgs& args, const void* losses, void* out) {
   for (std::int64_t b = 0; b < args.clients; ++b)
     for (std::int64_t n = 0; n < args.rows; ++n) {
       const std::int64_t at = b * args.rows + n;
-      total += args.in_double ? static_cast<const double*>(losses)[at] : static_cast<const float*>(losses)[at];
+      total +=
+          args.in_double ? static_cast<const double*>(losses)[at] : static_cast<const float*>(losses)[at];
       const std::int64_t label = args.labels[b * args.label_strides[0] + n * args.label_strides[1]];
       if (label == kIgnoredLabel) continue;
       const std::int64_t mask = args.masks > 0 ? b / (args.clients / args.masks) : 0;

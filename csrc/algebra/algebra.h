@@ -4,8 +4,8 @@
 
 #include "prototype_loss/prototype_loss.h"
 
-// The algebra behind a primitive, in one pass: what mmfl_fast/kernels/one_step writes as expressions of torch,
-// which define it. Matrices are [K, K], and what is given is overwritten by the result.
+// The algebra behind a primitive, in one pass: what mmfl_fast/kernels/one_step writes as expressions of
+// torch, which define it. Matrices are [K, K], and what is given is overwritten by the result.
 namespace mmfl::algebra {
 
 // Cosines of a Gram matrix; squared norms up to `negligible` row_mean^2 have no direction.

@@ -11,8 +11,7 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
-  m.doc() =
-      "Kernels of mmfl_fast. They take torch tensors; callers check them; see mmfl_fast.kernels.";
+  m.doc() = "Kernels of mmfl_fast. They take torch tensors; callers check them; see mmfl_fast.kernels.";
   m.def("set_exchange", &mmfl::set_exchange, py::arg("capsule").none(true));
   mmfl::register_gram(m);
   mmfl::register_mix(m);

@@ -28,7 +28,8 @@ std::vector<ViewBlock> view_blocks(const py::list& tensors, CrossGramSqArgs& arg
       args.rows = view.size(-2);
       args.dtype = view.dtype();
     }
-    if (batch != args.batch || view.size(-2) != args.rows) throw_unless_ok("cross_gram_sq", Status::kBadShape);
+    if (batch != args.batch || view.size(-2) != args.rows)
+      throw_unless_ok("cross_gram_sq", Status::kBadShape);
     if (view.dtype() != args.dtype) throw_unless_ok("cross_gram_sq", Status::kBadDtype);
     blocks.push_back({view.data(), batched ? view.stride(0) : 0, view.size(-3), view.stride(-3),
                       view.stride(-2), view.stride(-1), view.size(-1)});
@@ -66,8 +67,8 @@ void register_cross_gram_sq(py::module_& m) {
 #if defined(MMFL_HAVE_CUDA)
   m.def(
       "cross_gram_sq_cuda",
-      [](const py::list& blocks, bool mean_columns, bool normalise_rows, bool tf32, py::handle out, int device,
-         std::uintptr_t stream, const py::function& allocate) {
+      [](const py::list& blocks, bool mean_columns, bool normalise_rows, bool tf32, py::handle out,
+         int device, std::uintptr_t stream, const py::function& allocate) {
         CrossGramSqArgs args;
         const std::vector<ViewBlock> views = view_blocks(blocks, args);
         set_options(args, mean_columns, normalise_rows, tf32, out);

@@ -17,7 +17,8 @@ namespace mmfl {
 namespace {
 
 MixArgs mix_args(const RowGrid& rows, const RowGrid& outputs, bool centre_columns) {
-  if (outputs.grid_rows() != 1 || outputs.widths() != rows.widths()) throw_unless_ok("mix", Status::kBadShape);
+  if (outputs.grid_rows() != 1 || outputs.widths() != rows.widths())
+    throw_unless_ok("mix", Status::kBadShape);
   MixArgs args;
   args.segments = static_cast<std::int64_t>(rows.widths().size());
   args.blocks = rows.blocks();
@@ -68,8 +69,8 @@ std::vector<double> values_of(py::handle vector) {
 void register_mix(py::module_& m) {
   m.def(
       "mix",
-      [](const py::list& blocks, std::int64_t segments, bool stacked, py::handle matrix, py::handle row_offset,
-         bool centre_columns, const py::list& outputs, int threads) {
+      [](const py::list& blocks, std::int64_t segments, bool stacked, py::handle matrix,
+         py::handle row_offset, bool centre_columns, const py::list& outputs, int threads) {
         const RowGrid rows(blocks, segments, stacked), results(outputs, segments, true);
         MixArgs args = mix_args(rows, results, centre_columns);
         set_weights(args, matrix, row_offset);
@@ -77,8 +78,8 @@ void register_mix(py::module_& m) {
         py::gil_scoped_release release;
         throw_unless_ok("mix", mix_cpu(args));
       },
-      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset").none(true),
-      py::arg("centre_columns"), py::arg("outputs"), py::arg("threads"));
+      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"),
+      py::arg("row_offset").none(true), py::arg("centre_columns"), py::arg("outputs"), py::arg("threads"));
 
   m.def(
       "weighted_mean",
@@ -102,9 +103,9 @@ void register_mix(py::module_& m) {
 #if defined(MMFL_HAVE_CUDA)
   m.def(
       "mix_cuda",
-      [](const py::list& blocks, std::int64_t segments, bool stacked, py::handle matrix, py::handle row_offset,
-         bool centre_columns, const py::list& outputs, int device, std::uintptr_t stream,
-         const py::function& allocate) {
+      [](const py::list& blocks, std::int64_t segments, bool stacked, py::handle matrix,
+         py::handle row_offset, bool centre_columns, const py::list& outputs, int device,
+         std::uintptr_t stream, const py::function& allocate) {
         const RowGrid rows(blocks, segments, stacked), results(outputs, segments, true);
         MixArgs args = mix_args(rows, results, centre_columns);
         set_weights(args, matrix, row_offset);
@@ -114,9 +115,9 @@ void register_mix(py::module_& m) {
         py::gil_scoped_release release;
         throw_unless_ok("mix", mix_cuda(args, place.call()));
       },
-      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"), py::arg("row_offset").none(true),
-      py::arg("centre_columns"), py::arg("outputs"), py::arg("device"), py::arg("stream"),
-      py::arg("allocate"));
+      py::arg("blocks"), py::arg("segments"), py::arg("stacked"), py::arg("matrix"),
+      py::arg("row_offset").none(true), py::arg("centre_columns"), py::arg("outputs"), py::arg("device"),
+      py::arg("stream"), py::arg("allocate"));
 #endif
 }
 

@@ -100,8 +100,8 @@ void register_prototype_loss(py::module_& m) {
       "mean_prototype_loss",
       [](py::handle features, py::handle labels, py::handle prototypes, py::handle class_mask,
          double temperature, bool normalise, py::handle out, int threads) {
-        PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask, temperature,
-                                                     normalise, false, out);
+        PrototypeLossArgs args =
+            prototype_loss_args(features, labels, prototypes, class_mask, temperature, normalise, false, out);
         args.threads = threads;
         void* mean = TensorView(out).data();
         // Room for either type.
@@ -143,8 +143,8 @@ void register_prototype_loss(py::module_& m) {
       [](py::handle features, py::handle labels, py::handle prototypes, py::handle class_mask,
          double temperature, bool normalise, bool tf32, py::handle loss, py::handle log_sum, int device,
          std::uintptr_t stream, const py::function& allocate) {
-        const PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask,
-                                                           temperature, normalise, tf32, loss);
+        const PrototypeLossArgs args =
+            prototype_loss_args(features, labels, prototypes, class_mask, temperature, normalise, tf32, loss);
         void *losses = TensorView(loss).data(), *log_sums = TensorView(log_sum).data();
         PrototypeLossPlan plan;
         throw_unless_ok("prototype_loss", plan_prototype_loss(args, losses, log_sums, plan));
@@ -162,8 +162,8 @@ void register_prototype_loss(py::module_& m) {
          py::handle labels, py::handle prototypes, py::handle class_mask, double temperature, bool normalise,
          bool tf32, py::handle feature_gradient, py::handle prototype_gradient, int device,
          std::uintptr_t stream, const py::function& allocate) {
-        const PrototypeLossArgs args = prototype_loss_args(features, labels, prototypes, class_mask,
-                                                           temperature, normalise, tf32, loss);
+        const PrototypeLossArgs args =
+            prototype_loss_args(features, labels, prototypes, class_mask, temperature, normalise, tf32, loss);
         const PrototypeLossGradients gradients =
             gradients_of(loss_gradient, loss, log_sum, feature_gradient, prototype_gradient);
         PrototypeLossBackwardPlan plan;

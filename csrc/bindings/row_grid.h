@@ -16,7 +16,7 @@ class RowGrid {
   // are not copied have to outlive this.
   RowGrid(const pybind11::list& tensors, std::int64_t segments, bool stacked);
 
-  const RowBlock* blocks() const { return blocks_.data(); }           // [grid_rows, segments]
+  const RowBlock* blocks() const { return blocks_.data(); }            // [grid_rows, segments]
   const std::vector<std::int64_t>& widths() const { return widths_; }  // [segments]
   std::int64_t grid_rows() const { return grid_rows_; }
 

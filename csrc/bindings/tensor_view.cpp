@@ -16,9 +16,9 @@ struct NamedType {
 };
 
 constexpr NamedType kTypes[] = {
-    {"torch.float64", {dlpack::kFloat, 64, 1}}, {"torch.float32", {dlpack::kFloat, 32, 1}},
+    {"torch.float64", {dlpack::kFloat, 64, 1}},   {"torch.float32", {dlpack::kFloat, 32, 1}},
     {"torch.bfloat16", {dlpack::kBfloat, 16, 1}}, {"torch.float16", {dlpack::kFloat, 16, 1}},
-    {"torch.int64", {dlpack::kInt, 64, 1}}, {"torch.bool", {dlpack::kBool, 8, 1}},
+    {"torch.int64", {dlpack::kInt, 64, 1}},       {"torch.bool", {dlpack::kBool, 8, 1}},
 };
 
 }  // namespace

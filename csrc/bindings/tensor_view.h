@@ -14,8 +14,8 @@ namespace mmfl {
 // cost, if this is no such capsule.
 void set_exchange(const pybind11::object& capsule);
 
-// A torch tensor as kernels see it. Memory, shape and strides belong to the tensor, which has to outlive this.
-// Nothing is checked: neither the device nor whether torch would have to negate the values first.
+// A torch tensor as kernels see it. Memory, shape and strides belong to the tensor, which has to outlive
+// this. Nothing is checked: neither the device nor whether torch would have to negate the values first.
 class TensorView {
  public:
   explicit TensorView(pybind11::handle tensor);

@@ -69,6 +69,9 @@ def _every_op(x: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
         mf.ops.gram(x),
         mf.ops.weighted_mean(x, weights),
         mf.ops.linear_cka(x.unsqueeze(0)),
+        mf.ops.angular_similarity(x),
+        mf.ops.pairwise_sq_distance(x),
+        mf.ops.prototype_contrastive_loss(x, labels, x),
         mf.ops.prototype_contrastive_loss(x, labels, x, reduction="none"),
     ]
 
