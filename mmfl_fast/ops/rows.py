@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.rows import row_shape, width
 from mmfl_fast.ops.tensors import INTEGER, as_floating, as_tensor, describe, is_floating
 
 RowsLike: TypeAlias = Any
@@ -26,8 +27,6 @@ class Rows(NamedTuple):
         segments: blocks per line of the grid.
         stacked: whether the first axis of a block runs over rows.
         row_count: K.
-        names: of the segments, for messages.
-        shapes: of one row's part in each segment.
         many: builds the structure of several rows from one tensor ``[R, ...]`` per segment.
         one: builds the structure of one row from one tensor ``[...]`` per segment.
     """
@@ -36,8 +35,6 @@ class Rows(NamedTuple):
     segments: int
     stacked: bool
     row_count: int
-    names: list[str]
-    shapes: list[torch.Size]
     many: Callable[[list[Tensor]], Any]
     one: Callable[[list[Tensor]], Any]
 
@@ -47,9 +44,14 @@ class Rows(NamedTuple):
         return self.blocks[0].device
 
     @property
+    def shapes(self) -> list[torch.Size]:
+        """The shape of one row's part in each segment."""
+        return [row_shape(block, self.stacked) for block in self.blocks[: self.segments]]
+
+    @property
     def width(self) -> int:
         """P, the number of elements of one row."""
-        return sum(shape.numel() for shape in self.shapes)
+        return width(self.blocks, self.segments, self.stacked)
 
 
 def _only(tensors: list[Tensor]) -> Tensor:
@@ -69,7 +71,7 @@ def as_rows(value: RowsLike, name: str = "rows") -> Rows:
     """
     if isinstance(value, Tensor) and is_floating(value) and value.dim() > 0 and value.shape[0] > 0:
         # Said apart, because most calls come here, and the general way would take as long as a small kernel.
-        return Rows([value], 1, True, value.shape[0], [name], [value.shape[1:]], _only, _only)
+        return Rows([value], 1, True, value.shape[0], _only, _only)
     if _is_array(value):
         return _from_segments([value], [name], name, many=_only, one=_only)
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
@@ -115,8 +117,6 @@ def _from_segments(
         segments=len(blocks),
         stacked=True,
         row_count=count,
-        names=names,
-        shapes=[shape[1:] for shape in shapes],
         many=many,
         one=one,
     )
@@ -184,8 +184,6 @@ def _from_grid(
         segments=segments,
         stacked=False,
         row_count=count,
-        names=[f"{name}[...][{key!r}]" for key in keys],
-        shapes=[tensor.shape for tensor in head],
         many=lambda outputs: [one(list(parts)) for parts in zip(*map(torch.unbind, outputs), strict=True)],
         one=one,
     )
