@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mmfl_fast import ops, use_backend
+from mmfl_fast import _C, ops, use_backend
 from mmfl_fast.kernels import one_step
 from mmfl_fast.kernels.one_step.in_one_step import in_one_step
 
@@ -21,8 +21,9 @@ COUNTS = [1, 2, 7, 130]
 def _rows(count: int, dtype: torch.dtype, special: bool) -> Tensor:
     rows = torch.randn(count, 40).to(dtype)
     if special and count > 6:
-        # A row without finite elements, without direction, twice the same, and the opposite.
-        rows[1, 3], rows[2], rows[4], rows[5] = torch.nan, 0.25, rows[3], -rows[3]
+        # A row with an undefined element, one of rounding alone, one twice, and its opposite.
+        rows[1, 3], rows[4], rows[5] = torch.nan, rows[3], -rows[3]
+        rows[2] = 0.25 + 1e-7 * rows[2]
     return rows
 
 
@@ -41,7 +42,8 @@ def _alignments(count: int, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any
     views = torch.randn(count, 12, 5).to(dtype)
     yield one_step.alignment, ([views], False, 1e-20)
     yield one_step.alignment, ([views[:1], views[:, :, ::2].mT.contiguous().mT], False, 1e-20)
-    views[0], views[count // 2, 0, 0] = 1.0, torch.nan
+    views[0] = 1 + 1e-5 * views[0]
+    views[count // 2, 0, 0] = torch.nan
     yield one_step.alignment, ([views], False, 1e-8)
 
 
@@ -96,6 +98,19 @@ def test_diagonals_stay_exact() -> None:
     assert torch.equal(ops.pairwise_sq_distance(rows).diagonal(), torch.zeros(130).double())
     distance = ops.pairwise_sq_distance(rows)
     assert torch.equal(distance, distance.T)
+
+
+def test_rounding_leaves_no_range() -> None:
+    beyond = torch.tensor([[1.0, -1 - 1e-9], [-1 - 1e-9, 1.0]], dtype=torch.float64)
+    none = torch.zeros(2, dtype=torch.float64)
+    for products, cosine, distance in ((beyond, -1.0, 4 + 2e-9), (beyond.abs(), 1.0, 0.0)):
+        results = [products.clone() for _ in range(4)]
+        _C.cosine(results[0], none, 0.0, 1)
+        _C.angular(results[1], none, 0.0, 1)
+        _C.sq_distance(results[2], 1)
+        _C.alignment(results[3], 0.0, 1)
+        expected = cosine, (1 + cosine) / 2, distance, min(products[0, 1].item(), 1.0)
+        assert [result[0, 1].item() for result in results] == pytest.approx(list(expected), rel=1e-15)
 
 
 # Which of the two ran can be read off the result.
