@@ -81,7 +81,8 @@ def test_negated_views(name: str) -> None:
     x = rows()
     negated = torch.complex(torch.zeros_like(x), -x).conj().imag
     assert negated.is_neg()
-    assert torch.equal(OPS[name](negated), OPS[name](x))
+    # They do not run in one step, so the last bit may differ.
+    torch.testing.assert_close(OPS[name](negated), OPS[name](x))
 
 
 @every_op
