@@ -6,7 +6,7 @@ As M3Fed does: pooled samples, dealt to clients, then split 80/20 at random insi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -166,11 +166,10 @@ def _assembled(
     client_names: Sequence[str],
     is_train: NDArray[np.bool_],
 ) -> Task:
-    inputs: Mapping[str, NDArray[np.float32]] = features.inputs
     return Task(
         name=name,
-        inputs={modality: torch.from_numpy(x) for modality, x in inputs.items()},
-        present=torch.ones(features.labels.size, len(inputs), dtype=torch.bool),
+        inputs={modality: torch.from_numpy(x) for modality, x in features.inputs.items()},
+        present=torch.ones(features.labels.size, len(features.inputs), dtype=torch.bool),
         labels=torch.from_numpy(features.labels),
         num_classes=num_classes,
         owner=torch.from_numpy(owner),

@@ -87,8 +87,8 @@ def holdout(owner: Owners, seed: int) -> NDArray[np.bool_]:
 def holdout_last(group: Owners, sequence: Owners) -> NDArray[np.bool_]:
     """Return who trains, bool ``[N]``, so that in every group what tests came last.
 
-    Sequences stay whole. The last ones of a group test: as many as come nearest to a fifth of its rows, but
-    at least one and never all; a group with a single sequence keeps it for training.
+    Sequences stay whole. The last ones of a group test, at least one: as many as come nearest to a fifth of
+    its rows, which is never all of them. A group with a single sequence keeps it for training.
 
     Args:
         group: ``[N]``, such as the person and the activity as one number.
@@ -100,7 +100,7 @@ def holdout_last(group: Owners, sequence: Owners) -> NDArray[np.bool_]:
         numbers, sizes = np.unique(sequence[rows], return_counts=True)
         if numbers.size > 1:
             # Entry k: so many rows test if the last k + 1 sequences do.
-            num_test = np.cumsum(sizes[:0:-1])
+            num_test = np.cumsum(sizes[::-1])
             last = int(np.abs(5 * num_test - rows.size).argmin()) + 1
             is_train[rows[np.isin(sequence[rows], numbers[-last:])]] = False
     return is_train

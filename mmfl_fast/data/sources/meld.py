@@ -42,7 +42,7 @@ def _extract(files: Mapping[str, Path]) -> Features:
     """Hash words and word pairs of train, dev and test into WIDTH signed buckets of unit length."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    rows = [row for part in files for row in read_rows(files[part])]
+    rows = [row for path in files.values() for row in read_rows(path)]
     # The default pattern drops words of one letter, among them "I".
     hashing = HashingVectorizer(
         n_features=WIDTH, ngram_range=(1, 2), norm="l2", token_pattern=r"(?u)\b\w+\b", dtype=np.float32
