@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmfl_fast.experiments.missing_curves import MissingCurves
 from mmfl_fast.experiments.scores import ScoreTable
 from mmfl_fast.experiments.significance import PairedTest
 
@@ -66,6 +67,15 @@ def markdown_table(table: ScoreTable) -> str:
     if table.shows_steps:
         lines += ["", STEPS_NOTE]
     return "\n".join(lines) + "\n"
+
+
+def markdown_gaps(curves: MissingCurves, column: int) -> str:
+    """Gaps to the best other algorithm and breaking points in Markdown, with a title line."""
+    header = ["method", *curves.gap_columns]
+    rows = [_markdown_row([method, *cells]) for method, cells in curves.gap_rows(column)]
+    title = f"{curves.gap_title(column)}:"
+    rule = _markdown_row(["---", *("---:" for _ in curves.gap_columns)])
+    return "\n".join([title, "", _markdown_row(header), rule, *rows]) + "\n"
 
 
 def markdown_tests(tests: Sequence[PairedTest]) -> str:
