@@ -29,13 +29,8 @@ _LATEX = {
 
 
 def terminal_table(table: ScoreTable) -> Table:
-    """Table for the terminal."""
-    shown = Table(
-        title=Text(table.title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
+    """Table for the terminal, without its title."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=0)
     shown.add_column("method", no_wrap=True)
     for column in _columns(table):
         # Folded, because a number that is cut off is a wrong number.
@@ -46,11 +41,12 @@ def terminal_table(table: ScoreTable) -> Table:
 
 
 def print_table(table: ScoreTable) -> None:
-    """Print to the terminal; into a file or a pipe at full width."""
+    """Print title and table to the terminal; into a file or a pipe at full width."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    console.print(terminal_table(table))
+    # Not as the table's own title, which breaks at the width of the columns.
+    console.print(Text(table.title), terminal_table(table))
 
 
 def markdown_table(table: ScoreTable) -> str:
