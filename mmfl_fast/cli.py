@@ -26,6 +26,7 @@ from mmfl_fast.experiments.fairness import UnfairComparisonError
 from mmfl_fast.experiments.missing_command import show_missing
 from mmfl_fast.experiments.missing_curves import MISSING_RATE, missing_curves
 from mmfl_fast.experiments.missing_files import write_missing_tables
+from mmfl_fast.experiments.modality_cost import print_costs, round_cost, write_costs
 from mmfl_fast.experiments.plan import Axis, Method, Plan
 from mmfl_fast.experiments.recorded_comparison import read_comparison
 from mmfl_fast.experiments.recorded_run import read_run
@@ -312,6 +313,29 @@ def data_missing(
 bench_app.command("ops")(bench_ops)
 
 
+@bench_app.command("modalities")
+def bench_modalities(
+    methods: Annotated[list[str], typer.Argument(help="Algorithms with options, as for `compare`.")],
+    counts: Annotated[str, typer.Option(metavar="M1,M2,...", help="Numbers of modalities.")] = "1,2,3,4,6",
+    shape: Annotated[str, typer.Option(help="Of a row in each modality, `32` or `128x3`.")] = "128x3",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, after one to warm up.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
+    ] = None,
+) -> None:
+    """Measure what a round costs a client as the number of modalities grows, on noise.
+
+    Example:
+      mmfl-fast bench modalities fedavg m3fed,width=128 --counts 2,3,4,6 --shape 128x3
+    """
+    parsed = [Method.parse(method) for method in methods]
+    numbers, sizes = _sizes("--counts", counts, ","), _sizes("--shape", shape, "x")
+    costs = [round_cost(method, m, sizes, rounds) for method in parsed for m in numbers]
+    print_costs(costs, sizes)
+    if json_file is not None:
+        write_costs(costs, json_file)
+
+
 @app.command("doctor")
 def doctor() -> None:
     """Tell what is built, which backends run here, and the versions."""
@@ -348,6 +372,13 @@ def _cuda_facts() -> str:
         return f"{version}; no device ({problem})"
     listed = ", ".join(f"{name} (sm_{major}{minor})" for name, major, minor in devices)
     return f"{version}; driver for {driver // 1000}.{driver % 1000 // 10}; {listed}"
+
+
+def _sizes(option: str, text: str, separator: str) -> list[int]:
+    words = text.split(separator)
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"{option} takes integers >= 1 with {separator!r} between them; got {text!r}")
+    return [int(word) for word in words]
 
 
 def _joined_numbers(words: list[str], option: str) -> list[str]:

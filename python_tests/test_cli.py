@@ -207,6 +207,9 @@ def test_a_killed_comparison_over_missing_rates_resumes_to_the_same_scores(
         (["bench", "ops", "--only=K=17"], "--only 'K=17' is in the name of no case; the cases are"),
         (["bench", "ops", "--only=K=17"], "weighted_mean K=64 P=1e+06"),
         (["bench", "ops", "--json=absent/ops.json"], "absent/ops.json"),
+        (["bench", "modalities", "m3fd"], "unknown algorithm 'm3fd'"),
+        (["bench", "modalities", "local", "--counts=2,0"], "--counts takes integers >= 1 with ',' between"),
+        (["bench", "modalities", "local", "--shape=128x"], "--shape takes integers >= 1 with 'x' between"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
@@ -244,7 +247,7 @@ def test_missing_data_tell_the_file_and_the_command(typed, monkeypatch, tmp_path
     "arguments",
     [
         *([], ["run"], ["compare"], ["report"], ["data"], ["data", "check"], ["data", "fetch"]),
-        ["data", "missing"],
+        *(["data", "missing"], ["bench", "modalities"]),
         *(["bench"], ["bench", "ops"], ["doctor"]),
     ],
 )
@@ -324,6 +327,18 @@ def test_bench_prints_targets_and_writes_them(typed, tmp_path):
     assert "weighted_mean K=4" in output
     assert "≤ 8" in output
     assert f"{int(target['met'])} of 1 targets met" in output
+
+
+def test_bench_of_modalities_prints_and_writes_the_cost(typed, tmp_path):
+    method = "fedavg,width=8,operator_rows=4,layers=1"
+    options = ["--counts=1,2", "--shape=4x3", "--rounds=1", "--json=cost.json"]
+    code, output, _ = typed("bench", "modalities", method, *options)
+    assert code == 0
+    assert "64 training rows of 4x3 noise" in output
+    first, second = json.loads((tmp_path / "cost.json").read_text())
+    assert (first["method"], first["modalities"], second["modalities"]) == (method, 1, 2)
+    assert second["bytes_up"] > first["bytes_up"]
+    assert f"{1e-3 * second['bytes_up']:.1f}" in output
 
 
 def test_bench_prints_no_time_for_a_wrong_result(typed, monkeypatch, tmp_path):
