@@ -52,8 +52,10 @@ def with_missing(
             benchmark; a client or row may keep none.
         parts: which rows lose their inputs, a selection of ``"train"`` and ``"test"``.
         spread: how unequal the clients are, in [0, 1): each one's rate is drawn from the Beta distribution
-            with mean q and standard deviation ``spread * sqrt(q (1 - q))``. Towards 1, where the rates
-            become 0 or 1, the same share is missing but at fewer clients, in all of their rows.
+            with mean q and standard deviation ``spread * sqrt(q (1 - q))``, so that towards 1 the rates
+            become 0 or 1. At level ``"sample"`` some clients then lack much and others little. At level
+            ``"client"`` it makes the losses of a client coincide under rule ``"independent"``; the subset
+            rule draws once per client, and a draw at a drawn rate is as likely as one at its mean.
         test_rate: the rate of the test rows, in the forms of ``rate``; these then lose their inputs whether
             or not ``parts`` names them. None: that of the training rows.
 

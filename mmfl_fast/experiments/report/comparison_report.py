@@ -89,6 +89,8 @@ def _write_setting_report(comparison: RecordedComparison, setting: Setting) -> P
         if run.datasets != first.datasets:
             raise ReportError(f"{run.path / 'clients.json'}: other clients than those of {first.path}")
     tables = comparison.tables(setting)
+    # What was sent has a table of its own, with the rest of the cost.
+    shown = [table for table in tables if table.metric not in (BYTES_UP, BYTES_DOWN)]
     pictures = [*shared_pictures(runs), *_time_picture(tables), *presence_picture(first)]
     films = []
     for method, run in first_runs.items():
@@ -111,9 +113,8 @@ def _write_setting_report(comparison: RecordedComparison, setting: Setting) -> P
         data=data_rows(first),
         data_varies=len({json.dumps(run.clients) for run in every}) > 1,
         first=first,
-        # What was sent has a table of its own, with the rest of the cost.
-        tables=[_shown(table) for table in tables if table.metric not in (BYTES_UP, BYTES_DOWN)],
-        metrics=_metrics(tables),
+        tables=[_shown(table) for table in shown],
+        metrics=_metrics(shown),
         costs=_costs(runs),
         per_client={m: cost_per_client(history) for m, history in _histories(runs).items()},
         common=common,
