@@ -83,7 +83,9 @@ def _of_names(
             told = suggestion(str(key), known)
             raise ValueError(f"{name} names {key!r}, which is neither a modality nor a client{told}")
         if key not in names:
-            raise ValueError(f"{name} must name either modalities or clients, got both: {', '.join(rate)}")
+            raise ValueError(
+                f"{name} must name either modalities or clients, got both: {', '.join(map(str, rate))}"
+            )
     return {n: require_probability(f"{name}[{n!r}]", rate.get(n, 0.0)) for n in names}
 
 

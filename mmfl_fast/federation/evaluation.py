@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ _ROWS_PER_FORWARD = 4096
 class Evaluation:
     """Scores on the test rows.
 
-    The last three pool the test rows of a data set's clients, each predicted by its client's model: what a
-    shared model is judged by, for which ``accuracy`` gives small clients the weight of large ones.
+    All but ``accuracy`` pool the test rows of a data set's clients, each predicted by its client's model: the
+    view of a shared model, where ``accuracy`` gives small clients the weight of large ones.
 
     Attributes:
         accuracy: mean over the clients that have test rows.
@@ -83,11 +84,14 @@ def evaluate(federation: Federation, predict: Callable[[Sequence[Client]], Seque
         per_dataset[task.name] = {"accuracy": float(own.mean()), **pooled}
         right += pooled["pooled_accuracy"] * len(pooled_truth)
         rows += len(pooled_truth)
-    scores = list(per_dataset.values())
+
+    def mean_of_datasets(name: str) -> float:
+        return fmean(scores[name] for scores in per_dataset.values()) if per_dataset else math.nan
+
     return Evaluation(
         accuracy=float(per_client.nanmean()),
-        macro_f1=sum(s["macro_f1"] for s in scores) / len(scores) if scores else math.nan,
-        uar=sum(s["uar"] for s in scores) / len(scores) if scores else math.nan,
+        macro_f1=mean_of_datasets("macro_f1"),
+        uar=mean_of_datasets("uar"),
         pooled_accuracy=right / rows if rows else math.nan,
         per_dataset=per_dataset,
         per_client=per_client,

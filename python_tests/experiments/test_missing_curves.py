@@ -79,6 +79,11 @@ def test_the_breaking_point_is_the_first_rate_below_nine_tenths_of_the_own_score
     assert [curves.breaking_point_told(m, 1) for m in SCORES] == ["0.9", "above 0.9", "above 0.9", "0.6"]
 
 
+def test_the_own_score_is_that_at_the_lowest_rate_not_the_best_one():
+    rising = {0.2: (0.60,), 0.6: (0.80,), 0.9: (0.56,)}
+    assert curves_of({"moon": rising, "mfcpl": rising}).breaking_point("moon", 1) is None
+
+
 def test_a_score_that_is_not_there_yet_leaves_the_breaking_point_open():
     without = {rate: values for rate, values in SCORES["moon"].items() if rate != 0.6}
     curves = curves_of({**SCORES, "moon": without})
