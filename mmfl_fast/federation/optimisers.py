@@ -51,3 +51,45 @@ class Sgd:
             torch._foreach_add_(velocity, direction)
             direction = velocity
         torch._foreach_add_(list(parameters), direction, alpha=-self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015), with decoupled weight decay as ``torch.optim.AdamW``.
+
+    Attributes:
+        learning_rate: step size.
+        beta1: decay of the mean of the gradients.
+        beta2: decay of the mean of their squares.
+        epsilon: added to the root of the latter.
+        weight_decay: share of a parameter, times the learning rate, that a step takes away.
+    """
+
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    def slots(self, parameters: Sequence[Tensor]) -> Slots:
+        """Both means, starting at zero, and the steps taken.
+
+        Steps are counted along the first axis, which in a stack is the client.
+        """
+        means = [torch.zeros_like(p) for p in parameters]
+        squares = [torch.zeros_like(p) for p in parameters]
+        return [means, squares, [p.new_zeros(p.shape[:1]) for p in parameters]]
+
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], slots: Slots) -> None:
+        """Take one step in place."""
+        means, squares, steps = slots
+        if self.weight_decay:
+            torch._foreach_mul_(list(parameters), 1 - self.learning_rate * self.weight_decay)
+        torch._foreach_lerp_(means, list(gradients), 1 - self.beta1)
+        torch._foreach_mul_(squares, self.beta2)
+        torch._foreach_addcmul_(squares, list(gradients), list(gradients), 1 - self.beta2)
+        torch._foreach_add_(steps, 1)
+        for parameter, mean, square, count in zip(parameters, means, squares, steps, strict=True):
+            taken = count.reshape(*count.shape, *[1] * (parameter.dim() - count.dim()))
+            spread = (square / (1 - self.beta2**taken)).sqrt().add_(self.epsilon)
+            parameter.sub_(self.learning_rate * mean / (1 - self.beta1**taken) / spread)

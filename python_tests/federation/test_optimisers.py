@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmfl_fast.federation import Sgd
+from mmfl_fast.federation import Adam, Sgd
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.01), (0.0, 0.1)])
@@ -28,3 +28,37 @@ def test_sgd_does_not_write_to_the_gradient():
     optimiser = Sgd(0.1, 0.9, 0.1)
     optimiser.step([parameter], [gradient], optimiser.slots([parameter]))
     assert torch.equal(gradient, torch.ones(3))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_steps_as_torch_does(weight_decay):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+
+    expected = start.clone().requires_grad_()
+    theirs = torch.optim.AdamW([expected], lr=0.1, weight_decay=weight_decay)
+    actual = start.clone()
+    ours = Adam(0.1, weight_decay=weight_decay)
+    slots = ours.slots([actual])
+    for gradient in gradients:
+        expected.grad = gradient.clone()
+        theirs.step()
+        ours.step([actual], [gradient], slots)
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_adam_counts_the_steps_of_each_client_of_a_stack():
+    optimiser, start = Adam(0.1), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    stack = start.clone()
+    slots = optimiser.slots([stack])
+    optimiser.step([stack], [torch.ones(2, 2)], slots)
+    # The second client has no row left.
+    optimiser.step([stack[:1]], [torch.full((1, 2), 3.0)], [[s[:1] for s in slot] for slot in slots])
+    optimiser.step([stack], [torch.ones(2, 2)], slots)
+    for row, gradients in enumerate([(1.0, 3.0, 1.0), (1.0, 1.0)]):
+        alone = start[row].clone()
+        own = optimiser.slots([alone])
+        for gradient in gradients:
+            optimiser.step([alone], [torch.full((2,), gradient)], own)
+        torch.testing.assert_close(stack[row], alone)
