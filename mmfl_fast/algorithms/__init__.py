@@ -19,6 +19,8 @@ _PLACES = {
     "per-fedavg": ("per_fedavg", "PerFedAvg"),
     "fedmeta": ("fedmeta", "FedMeta"),
     "mcarn": ("mcarn", "MCARN"),
+    "3fm": ("three_fm", "ThreeFM"),
+    "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
 }
 
 

@@ -24,7 +24,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -68,7 +67,9 @@ class ThreeFMConfig(AlgorithmConfig):
     server: Literal["average", "gradient"] = Field(
         "average", description="average local weights, or move theta by the clients' g_u"
     )
-    reduction: Literal["mean", "sum"] = Field("mean", description="of g_u over clients; the printed one is sum")
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="of g_u over clients; the printed one is sum"
+    )
     head_width: int = Field(128, ge=1, description="of the layer behind the branches")
     learning_rate: float = Field(1e-3, gt=0, description="beta, rate of the outer steps")
     batch_size: int = Field(2**31 - 1, ge=1, description="rows per meta-step; default: all of a client")

@@ -93,3 +93,10 @@ class Adam:
             taken = count.reshape(*count.shape, *[1] * (parameter.dim() - count.dim()))
             spread = (square / (1 - self.beta2**taken)).sqrt().add_(self.epsilon)
             parameter.sub_(self.learning_rate * mean / (1 - self.beta1**taken) / spread)
+
+
+def clip_gradients(gradients: Sequence[Tensor], largest_norm: float) -> list[Tensor]:
+    """Scale the gradients of one client so that their common Euclidean norm is at most ``largest_norm``."""
+    norm = sum((g.square().sum() for g in gradients), start=gradients[0].new_zeros(())).sqrt()
+    factor = (largest_norm / norm).clamp(max=1.0)
+    return [g * factor for g in gradients]

@@ -146,9 +146,7 @@ def test_the_server_steps_on_the_clients_gradients(digits, reduction):
     algorithm, state = build(digits, **options, inner_steps=1)
     clients = digits.clients
     sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64)
-    sent = [
-        train_clients([c], [state.shared], algorithm.client_phases(), 0, 0)[0].params for c in clients
-    ]
+    sent = [train_clients([c], [state.shared], algorithm.client_phases(), 0, 0)[0].params for c in clients]
     new = algorithm.aggregate(state, Uploads(clients, sent), sizes / sizes.sum())
 
     from mmfl_fast.federation.batching import shuffled_batches
@@ -175,22 +173,39 @@ def test_the_server_steps_on_the_clients_gradients(digits, reduction):
 
 def test_the_modes_set_options_that_may_be_overridden():
     printed = ThreeFM.Config(mode="printed")
-    assert (printed.inner, printed.inner_steps, printed.server, printed.local_epochs) == ("sgd", 1, "gradient", 1)
+    assert (printed.inner, printed.inner_steps, printed.server, printed.local_epochs) == (
+        "sgd",
+        1,
+        "gradient",
+        1,
+    )
     assert ThreeFM.Config(mode="printed", inner_steps=3).inner_steps == 3
     notebook = ThreeFM.Config()
-    assert (notebook.inner, notebook.inner_steps, notebook.server, notebook.local_epochs) == ("adam", 5, "average", 5)
+    assert (notebook.inner, notebook.inner_steps, notebook.server, notebook.local_epochs) == (
+        "adam",
+        5,
+        "average",
+        5,
+    )
     with pytest.raises(ValueError, match="momentum"):
         ThreeFM.Config(momentum=0.9)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"mode": "printed"}, {"order": "first"}, {"inner_steps": 0}, {"query": "own", "support": ("image",)}],
+    [
+        {},
+        {"mode": "printed"},
+        {"order": "first"},
+        {"inner_steps": 0},
+        {"query": "own", "support": ("image",)},
+    ],
 )
 def test_clients_trained_in_a_stack_come_out_the_same(digits, options):
     config = {**SMALL, **options}
     alone, stacked = (
-        state_tensors(mf.run(digits, "3fm", rounds=2, config={**config, "chunk": chunk}).state) for chunk in (1, 3)
+        state_tensors(mf.run(digits, "3fm", rounds=2, config={**config, "chunk": chunk}).state)
+        for chunk in (1, 3)
     )
     for name in alone:
         torch.testing.assert_close(alone[name], stacked[name], atol=2e-4, rtol=2e-3)
