@@ -24,11 +24,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from mmfl_fast import nn, ops
-from mmfl_fast.data import Federation
+from mmfl_fast.algorithms.fedavg import group_means
+from mmfl_fast.algorithms.fusion_fedavg import FusionState
+from mmfl_fast.data import Client, Federation, Task
+from mmfl_fast.data.arguments import suggestion
 from mmfl_fast.federation import (
     Adam,
     Algorithm,
@@ -40,7 +43,6 @@ from mmfl_fast.federation import (
     ParameterTable,
     Phase,
     Sgd,
-    State,
     Uploads,
 )
 
@@ -54,7 +56,7 @@ class ThreeFMConfig(AlgorithmConfig):
         "notebook", description="printed: inner sgd, inner_steps 1, server gradient, local_epochs 1"
     )
     support: tuple[str, ...] | None = Field(
-        None, description="modalities that support sets have (a scenario); default: all that a client has"
+        None, description="modalities of support sets, a list or image+sign; default: all a client has"
     )
     support_every: int = Field(5, ge=2, description="one row in so many is support, the others are query")
     query: Literal["all", "own"] = Field(
@@ -77,6 +79,12 @@ class ThreeFMConfig(AlgorithmConfig):
     momentum: float = Field(0.0, ge=0, le=0, description="none: the outer optimiser is Adam")
     weight_decay: float = Field(0.0, ge=0, description="decoupled, of the outer Adam")
 
+    @field_validator("support", mode="before")
+    @classmethod
+    def _joined_by_plus(cls, given: Any) -> Any:
+        # A list does not fit into a method's label, nor among the values of a sweep.
+        return given.split("+") if isinstance(given, str) else given
+
     @model_validator(mode="before")
     @classmethod
     def _as_printed(cls, given: Any) -> Any:
@@ -89,21 +97,29 @@ class ThreeFM(Algorithm):
 
     Config = ThreeFMConfig
 
-    def setup(self, federation: Federation, generator: torch.Generator) -> State:
-        """Draw the start.
+    def setup(self, federation: Federation, generator: torch.Generator) -> FusionState:
+        """One start per task.
 
         Raises:
-            ValueError: the federation has several tasks, or ``support`` names a modality it does not have.
+            ValueError: ``support`` names a modality that no task has.
         """
-        if len(federation.tasks) > 1:
-            names = ", ".join(task.name for task in federation.tasks)
-            raise ValueError(f"3fm trains one task, because its head reads all modalities; got {names}")
-        (task,) = federation.tasks
-        for name in self.config.support or ():
-            if name not in task.inputs:
-                raise ValueError(f"support: expected some of {', '.join(task.inputs)}; got {name!r}")
-        shapes = {name: x.shape[1:] for name, x in task.inputs.items()}
-        return State(self._start(shapes, task.num_classes, generator), ParameterTable({}))
+        known = sorted({m for task in federation.tasks for m in task.modalities})
+        for modality in self.config.support or ():
+            if modality not in known:
+                raise ValueError(
+                    f"support names the unknown modality {modality!r}{suggestion(modality, known)}"
+                )
+        starts = [self._start(task, generator) for task in federation.tasks]
+        return FusionState(
+            shared={},
+            personal=ParameterTable({}),
+            models=ParameterTable(dict(enumerate(starts))),
+            task=torch.tensor([c.task_index for c in federation.clients]),
+        )
+
+    def broadcast(self, state: FusionState, client: Client) -> ClientState:
+        """Send the model of the client's task."""
+        return state.models[client.task_index]
 
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """``head(relu(join([branch_m(x_m) or 0])))``: logits ``[B, C]``."""
@@ -134,32 +150,34 @@ class ThreeFM(Algorithm):
                 adapted = nn.inner_step(support, adapted, c.inner_rate, second_order=second)
         return query(adapted)
 
-    def aggregate(self, state: State, uploads: Uploads, weights: Tensor) -> State:
-        """Average the weights by data, or take the server's step on the clients' mean query gradients."""
-        c = self.config
-        if c.server == "average":
-            return super().aggregate(state, uploads, weights)
-        # A client's rate is 1, so what it sent is theta less the sum of its gradients.
-        steps = [c.local_epochs * -(-client.num_train // c.batch_size) for client in uploads.clients]
-        share = 1.0 / (1 if c.reduction == "sum" else len(uploads))
-        matrix = torch.tensor([[share / s for s in steps]], dtype=torch.float64, device=weights.device)
-        (sent,) = ops.mix(uploads.rows(), matrix)
-        kept = float(matrix.sum())
-        return replace(
-            state,
-            shared={n: t - c.learning_rate * (kept * t - sent[n]) for n, t in state.shared.items()},
-        )
+    def aggregate(self, state: FusionState, uploads: Uploads, weights: Tensor) -> FusionState:
+        """Average each task's weights by data, or take the server's step on the mean query gradients."""
+        if self.config.server == "average":
+            return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))
+        tasks = [c.task_index for c in uploads.clients]
+        members = {t: [p for p, own in enumerate(tasks) if own == t] for t in dict.fromkeys(tasks)}
+        moved = {t: self._step(state.models[t], uploads.select(p)) for t, p in members.items()}
+        return replace(state, models=state.models.replace(moved))
 
-    def _start(
-        self, shapes: Mapping[str, torch.Size], classes: int, generator: torch.Generator
-    ) -> ClientState:
+    def _step(self, theta: ClientState, uploads: Uploads) -> ClientState:
+        """``theta - beta * reduction_u g_u``. A client's rate is 1: it sent theta less the sum of its g_u."""
+        c = self.config
+        count = 1 if c.reduction == "sum" else len(uploads)
+        shares = [1 / (count * c.local_epochs * -(-u.num_train // c.batch_size)) for u in uploads.clients]
+        matrix = torch.tensor([shares], dtype=torch.float64, device=next(iter(theta.values())).device)
+        (sent,) = ops.mix(uploads.rows(), matrix)
+        return {n: t - c.learning_rate * (sum(shares) * t - sent[n]) for n, t in theta.items()}
+
+    def _start(self, task: Task, generator: torch.Generator) -> ClientState:
         params: ClientState = {}
-        width = 0
-        for name, shape in shapes.items():
+        features = 0
+        for name, x in task.inputs.items():
+            shape = x.shape[1:]
             if len(shape) > 1:
                 params |= nn.init_picture_branch(f"branch.{name}", shape, generator)
-            width += nn.picture_features(shape) if len(shape) > 1 else shape.numel()
-        return {**params, **nn.init_two_layer("head", width, self.config.head_width, classes, generator)}
+            features += nn.picture_features(shape) if len(shape) > 1 else shape.numel()
+        head = nn.init_two_layer("head", features, self.config.head_width, task.num_classes, generator)
+        return {**params, **head}
 
     def _sets(self, batch: Batch) -> tuple[Callable[[ClientState], Tensor], Callable[[ClientState], Tensor]]:
         """Cross-entropy on the support and on the query rows of a batch, as functions of the parameters."""

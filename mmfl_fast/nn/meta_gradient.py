@@ -41,7 +41,7 @@ def inner_adam(
     *,
     second_order: bool,
 ) -> dict[str, Tensor]:
-    """Parameters after some steps of Adam (Kingma and Ba 2015) with its usual constants, as a function of them.
+    """Where steps of Adam (Kingma and Ba 2015), with its usual constants, lead: a function of ``params``.
 
     Args:
         loss: gives the steps.

@@ -3,13 +3,14 @@ import torch
 
 import mmfl_fast as mf
 from mmfl_fast import data
+from mmfl_fast.algorithms.backbone import BackboneAlgorithm
 from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
 from mmfl_fast.federation import part_of
 from mmfl_fast.federation.checkpoints import state_tensors
 
 METHODS = mf.algorithms.names()
 FUSION = [m for m in METHODS if issubclass(mf.algorithms.get(m), FusionAlgorithm)]
-FEATURES = [m for m in METHODS if m not in FUSION]
+FEATURES = [m for m in METHODS if issubclass(mf.algorithms.get(m), BackboneAlgorithm)]
 EXCHANGING = [m for m in METHODS if m != "local"]
 
 
@@ -22,6 +23,7 @@ def variants(methods):
         "per-fedavg": [{"meta_gradient": "hessian-free"}],
         "fedmeta": [{"variant": "meta-sgd"}],
         "mcarn": [{"margins": "equal", "calibration": 0.0}],
+        "3fm": [{"mode": "printed"}],
         "fusion-fedavg": [{"absent": "zero-fill"}],
     }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
