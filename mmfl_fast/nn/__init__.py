@@ -1,9 +1,11 @@
 """Building blocks of the models, as pure functions of named parameters."""
 
+from mmfl_fast.nn.attention import attention, init_attention, init_transformer_layer, transformer_layer
 from mmfl_fast.nn.attention_fusion import attention_fusion, init_attention_fusion
 from mmfl_fast.nn.convolutions import convolutions, init_convolutions
 from mmfl_fast.nn.encoders import EncoderKind, encoder, encoder_kind, init_encoder
 from mmfl_fast.nn.gru import gru, init_gru
+from mmfl_fast.nn.joint_encoder import init_joint_encoder, joint_encoder
 from mmfl_fast.nn.linear import init_linear, init_mlp, linear, mlp
 from mmfl_fast.nn.losses import cross_entropy
 from mmfl_fast.nn.meta_gradient import adapted_loss, inner_adam, inner_step
@@ -17,23 +19,28 @@ from mmfl_fast.nn.unit_rows import unit_rows
 __all__ = [
     "EncoderKind",
     "adapted_loss",
+    "attention",
     "attention_fusion",
     "convolutions",
     "cross_entropy",
     "encoder",
     "encoder_kind",
     "gru",
+    "init_attention",
     "init_attention_fusion",
     "init_convolutions",
     "init_encoder",
     "init_gru",
+    "init_joint_encoder",
     "init_linear",
     "init_mlp",
     "init_modality_input",
     "init_picture_branch",
+    "init_transformer_layer",
     "init_two_layer",
     "inner_adam",
     "inner_step",
+    "joint_encoder",
     "linear",
     "mlp",
     "modality_input",
@@ -42,6 +49,7 @@ __all__ = [
     "picture_features",
     "retract_rows",
     "scale_gradient",
+    "transformer_layer",
     "two_layer",
     "unit_rows",
 ]

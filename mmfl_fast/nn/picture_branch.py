@@ -57,16 +57,16 @@ def picture_branch(params: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor
 def picture_features(shape: Sequence[int]) -> int:
     """Number of features :func:`picture_branch` makes of pictures of a shape."""
     layers, side = _halvings(shape)
-    sides = [math.ceil(s / 2**layers) - (side > _SMALLEST_SIDE) for s in shape[-2:]]
+    height, width = (-(-s // 2**layers) - (side > _SMALLEST_SIDE) for s in shape[-2:])
     channels = 1 if len(shape) == 2 else shape[0]
-    return (_filters(layers - 1) if layers else channels) * math.prod(sides)
+    return int((_filters(layers - 1) if layers else channels) * height * width)
 
 
 def _halvings(shape: Sequence[int]) -> tuple[int, int]:
     """How often a picture is halved, and its shorter side afterwards."""
     layers, side = 0, min(shape[-2:])
     while side >= _HALVED_FROM:
-        layers, side = layers + 1, math.ceil(side / 2)
+        layers, side = layers + 1, -(-side // 2)
     return layers, side
 
 

@@ -16,6 +16,12 @@ RATE = 0.05
 SMALL = {"head_width": 6, "learning_rate": RATE, "inner_rate": RATE, "inner_steps": 2, "local_epochs": 2}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(set_threads):
+    """As the engine trains; small products on several threads wait for each other."""
+    set_threads(1)
+
+
 @pytest.fixture(scope="module")
 def digits():
     """Three modalities of one label: two pictures and a vector; three clients of 25, 20 and 11 rows."""

@@ -31,20 +31,23 @@ def test_sgd_does_not_write_to_the_gradient():
     assert torch.equal(gradient, torch.ones(3))
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_steps_as_torch_does(weight_decay):
+@pytest.mark.parametrize(("weight_decay", "period"), [(0.0, None), (0.1, None), (0.1, 3)])
+def test_adam_steps_as_torch_does(weight_decay, period):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(5, 4, 3, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(8, 4, 3, generator=generator, dtype=torch.float64)
 
     expected = start.clone().requires_grad_()
     theirs = torch.optim.AdamW([expected], lr=0.1, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, period) if period else None
     actual = start.clone()
-    ours = Adam(0.1, weight_decay=weight_decay)
+    ours = Adam(0.1, weight_decay=weight_decay, cosine_period=period)
     slots = ours.slots([actual])
     for gradient in gradients:
         expected.grad = gradient.clone()
         theirs.step()
+        if schedule is not None:
+            schedule.step()
         ours.step([actual], [gradient], slots)
     torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=1e-12)
 
