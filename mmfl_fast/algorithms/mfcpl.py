@@ -12,7 +12,8 @@ modality's features over its steps:
     CMPC  mean over rows of 1/|Omega| sum_m -log( exp(cos(v_m, P^y) / tau) / sum_k exp(cos(v_m, P^k) / tau) )
     CMA   mean over rows of sum_{m < m'} ||v_m - v_m'||^2
 
-The length of ``g2`` says nothing in CMPC; in CMA it would be what falls first, at the cost of everything else.
+Without unit vectors CMA, a sum over 128 dimensions, would drown the rest and shrink ``g2`` before aligning
+anything.
 
 After local training a client sends p_i^k, the mean of u over its rows of class k. The server averages the
 models as FedAvg does and the prototypes over the clients that sent the class, whatever they hold, and sends

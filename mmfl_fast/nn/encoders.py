@@ -45,7 +45,7 @@ def encoder_kind(shape: Sequence[int]) -> EncoderKind:
 def encoder_steps(kind: EncoderKind, shape: Sequence[int]) -> int:
     """Steps that an encoder makes of a row: T / 8 of a series, rounded up, T of tokens, otherwise 1."""
     if kind == "series":
-        return math.ceil(shape[0] / 2**_SERIES_LAYERS)
+        return _halved(shape[0], _SERIES_LAYERS)
     return shape[0] if kind == "tokens" else 1
 
 
@@ -86,7 +86,7 @@ def init_encoder(
     if kind == "vector":
         return init_two_layer(f"{name}.mlp", math.prod(shape), width, width, generator)
     channels = [1 if len(shape) == 2 else shape[0], *(filters * 2**i for i in range(_IMAGE_LAYERS))]
-    cells = math.prod(math.ceil(size / 2**_IMAGE_LAYERS) for size in shape[-2:])
+    cells = math.prod(_halved(size, _IMAGE_LAYERS) for size in shape[-2:])
     return {
         **init_convolutions(f"{name}.conv", channels, (3, 3), generator),
         **init_linear(f"{name}.out", channels[-1] * cells, width, generator),
@@ -118,3 +118,7 @@ def encoder(kind: EncoderKind, params: Mapping[str, Tensor], name: str, x: Tenso
         return two_layer(params, f"{name}.mlp", x.flatten(1)).unsqueeze(1)
     x = convolutions(params, f"{name}.conv", _IMAGE_LAYERS, x.unsqueeze(1) if x.dim() == 3 else x)
     return linear(params, f"{name}.out", x.flatten(1)).unsqueeze(1)
+
+
+def _halved(size: int, times: int) -> int:
+    return math.ceil(size / (1 << times))
