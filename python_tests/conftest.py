@@ -76,7 +76,9 @@ def small() -> Callable[..., dict[str, Any]]:
 
     def options(method: str, **further: Any) -> dict[str, Any]:
         known = option_names(algorithms.get(method).Config)
-        return {**{k: v for k, v in _SMALL_MODEL.items() if k in known}, **further}
+        model = {k: v for k, v in _SMALL_MODEL.items() if k in known}
+        # Its attention has eight heads.
+        return {**model, **({"width": 8} if method == "fedmvp" else {}), **further}
 
     return options
 

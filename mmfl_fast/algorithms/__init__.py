@@ -22,6 +22,7 @@ _PLACES = {
     "3fm": ("three_fm", "ThreeFM"),
     "fedmvp": ("fedmvp", "FedMVP"),
     "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
+    "mfcpl": ("mfcpl", "MFCPL"),
 }
 
 

@@ -95,9 +95,7 @@ class FedMVP(Algorithm):
     def setup(self, federation: Federation, generator: torch.Generator) -> FedMVPState:
         """One start and one set of items per task.
 
-        Raises:
-            ValueError: a modality is neither a vector nor a sequence of tokens, or a task has no complete
-                training row for the server's set.
+        Modalities are token sequences ``[T, D]`` or vectors; other shapes are flattened to vectors.
         """
         models = [self._start(task, generator) for task in federation.tasks]
         items = [server_items(task, self.config.items, generator) for task in federation.tasks]
@@ -207,14 +205,7 @@ class FedMVP(Algorithm):
             return ops.linear_cka(F.normalize(features, dim=-1)).double()
 
     def _start(self, task: Task, generator: torch.Generator) -> ClientState:
-        features: dict[str, int] = {}
-        for name, x in task.inputs.items():
-            if x.dim() > 3:
-                raise ValueError(
-                    f"fedmvp reads frozen features, vectors [D] or tokens [T, D]; modality {name!r} of task "
-                    f"{task.name!r} has the shape {list(x.shape[1:])}"
-                )
-            features[name] = x.shape[-1]
+        features = {name: _tokens(x).shape[-1] for name, x in task.inputs.items()}
         joint = self.config.width * len(features)
         params = nn.init_joint_encoder("joint", features, self.config.width, generator)
         for name, size in features.items():
@@ -283,23 +274,21 @@ def centrality(cka: Tensor, sizes: Tensor, rule: str) -> Tensor:
 
 
 def server_items(task: Task, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Complete training rows of a task, ``count`` or as many as there are, class by class in turns.
+    """Training rows of a task, ``count`` or as many as there are, class by class in turns.
 
-    Raises:
-        ValueError: there is none.
+    They are complete, or as complete as any training row of the task is.
     """
-    complete = (task.is_train & task.present.all(dim=1).cpu()).nonzero().flatten()
-    if not len(complete):
-        raise ValueError(f"task {task.name!r} has no complete training row for the server's set")
-    complete = complete[torch.randperm(len(complete), generator=generator)]
-    labels = task.labels.cpu()[complete]
+    held = torch.where(task.is_train, task.present.sum(dim=1).cpu(), -1)
+    rows = (held == held.max()).nonzero().flatten()
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    labels = task.labels.cpu()[rows]
     by_class = torch.argsort(labels, stable=True)
     sizes = labels.bincount()
     turn = torch.empty_like(labels)
     turn[by_class] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
-    chosen = complete[torch.argsort(turn, stable=True)[:count]]
+    chosen = rows[torch.argsort(turn, stable=True)[:count]]
     return {name: x[chosen.to(x.device)] for name, x in task.inputs.items()}
 
 
 def _tokens(x: Tensor) -> Tensor:
-    return x.unsqueeze(-2) if x.dim() == 2 else x
+    return x if x.dim() == 3 else x.flatten(1).unsqueeze(1)

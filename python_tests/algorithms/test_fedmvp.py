@@ -269,11 +269,17 @@ def test_it_learns_with_incomplete_rows(pairs):
     assert result.final["accuracy"] > 0.75
 
 
-def test_what_it_refuses(pairs):
-    labels = np.arange(8) % 2
-    pictures = data.from_arrays({"image": np.zeros((8, 1, 4, 4), np.float32)}, labels, labels)
-    with pytest.raises(ValueError, match=r"vectors \[D\] or tokens \[T, D\]; modality 'image'"):
-        build(pictures)
-    nothing = data.with_missing(pairs, rate=1.0, level="sample", seed=0)
-    with pytest.raises(ValueError, match="no complete training row"):
-        build(nothing)
+def test_items_of_a_task_without_a_complete_row(pairs):
+    thinned = data.with_missing(pairs, rate=1.0, level="sample", seed=0).tasks[0]
+    items = server_items(thinned, 9, torch.Generator().manual_seed(0))
+    there = torch.stack([x.flatten(1).any(dim=1) for x in items.values()])
+    assert (there.sum(dim=0) == 1).all()
+
+
+def test_pictures_are_flattened():
+    labels = np.arange(24) % 2
+    pictures = np.random.default_rng(0).normal(size=(24, 1, 4, 4)).astype(np.float32)
+    federation = data.from_arrays({"image": pictures}, labels, labels, name="pictures")
+    _, state = build(federation)
+    assert state.models[0]["teacher.image.weight"].shape == (8, 16)
+    assert torch.isfinite(mf.run(federation, "fedmvp", rounds=1, config=SMALL).final["per_client"]).all()
