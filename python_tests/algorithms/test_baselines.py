@@ -102,10 +102,11 @@ def test_all_methods_of_a_model_work_equally_much(mixed_federation, small, metho
     assert line["optimiser_steps"] == passes * sum(-(-c.num_train // 8) for c in mixed_federation.clients)
 
 
-@pytest.mark.parametrize("method", mf.algorithms.names())
+# FedMVP has a test of its own, on what it is made for.
+@pytest.mark.parametrize("method", [m for m in mf.algorithms.names() if m != "fedmvp"])
 def test_every_method_beats_chance(mixed_federation, small, method):
-    # Adam's rates are meant for many more steps.
-    rate = {"learning_rate": 0.01} if method in ("3fm", "fedmvp") else {}
+    # Adam's rate is meant for many more steps.
+    rate = {"learning_rate": 0.01} if method == "3fm" else {}
     config = small(method, local_epochs=2, **rate)
     assert mf.run(mixed_federation, method, rounds=10, config=config).final["accuracy"] > 0.75
 
