@@ -31,11 +31,12 @@ def complete(
     ``"feature"`` stands for a generative model where none is at hand: every client regresses the absent
     modalities on the present ones and the class, by ridge regression on its own complete training rows, and
     adds normal noise of the residuals' standard deviation. It reads no other client's rows and nothing of the
-    side it fills in. ``"oracle"`` puts back the true inputs, the upper bound of any generator.
+    side it fills in. ``"oracle"`` puts back the true inputs, the upper bound of any generator; ``"none"``
+    leaves everything as it is.
 
     Args:
         fed: some of whose rows lack modalities, as :func:`with_missing` returns it.
-        backend: ``"feature"`` or ``"oracle"``.
+        backend: ``"feature"``, ``"oracle"`` or ``"none"``.
         original: for ``"oracle"``: the federation before modalities were taken away.
         noise: factor of the noise of ``"feature"``; 0 fills in the expected features.
         seed: integer >= 0, of the noise.
@@ -47,9 +48,11 @@ def complete(
     Raises:
         TypeError, ValueError: an argument is not as described, or ``original`` has other rows.
     """
-    backend = require_choice("backend", backend, ["feature", "oracle"])
+    backend = require_choice("backend", backend, ["feature", "oracle", "none"])
     if noise < 0:
         raise ValueError(f"noise must be at least 0; got {noise}")
+    if backend == "none":
+        return fed
     if backend == "feature":
         if original is not None:
             raise ValueError("original is the oracle's; backend 'feature' must not see it")

@@ -128,6 +128,10 @@ def test_three_modalities_and_every_pattern():
         assert error(filled, fed, name) < error(thinned, fed, name) / 2
 
 
+def test_none_leaves_everything_as_it_is(thinned):
+    assert data.complete(thinned, "none") is thinned
+
+
 def test_what_it_refuses(pairs, thinned):
     with pytest.raises(ValueError, match="backend"):
         data.complete(thinned, "dall-e")
