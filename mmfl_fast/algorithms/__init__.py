@@ -19,6 +19,10 @@ _PLACES = {
     "per-fedavg": ("per_fedavg", "PerFedAvg"),
     "fedmeta": ("fedmeta", "FedMeta"),
     "mcarn": ("mcarn", "MCARN"),
+    "3fm": ("three_fm", "ThreeFM"),
+    "fedmvp": ("fedmvp", "FedMVP"),
+    "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
+    "mfcpl": ("mfcpl", "MFCPL"),
 }
 
 

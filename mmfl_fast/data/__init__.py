@@ -1,6 +1,7 @@
 """Data sets, modality masks, partitions, downloads, and federations from arrays."""
 
 from mmfl_fast.data.arrays import from_arrays
+from mmfl_fast.data.completion import complete
 from mmfl_fast.data.federation import Client, Federation, Task
 from mmfl_fast.data.merge import merge
 from mmfl_fast.data.missing import with_missing
@@ -15,6 +16,7 @@ __all__ = [
     "Task",
     "available",
     "check",
+    "complete",
     "describe",
     "dirichlet",
     "fetch",

@@ -18,6 +18,8 @@ from mmfl_fast.data.arguments import suggestion
 from mmfl_fast.federation import EngineConfig
 from mmfl_fast.federation.config import option_names, refuse_unknown, validated
 
+_DATA_SECTIONS = ("data", "dirichlet", "missing", "completion")
+
 
 class Experiment(BaseModel):
     """What one YAML file says."""
@@ -33,6 +35,9 @@ class Experiment(BaseModel):
     )
     dirichlet: dict[str, Any] | None = Field(None, description="options of mf.data.dirichlet")
     missing: dict[str, Any] | None = Field(None, description="options of mf.data.with_missing")
+    completion: dict[str, Any] | None = Field(
+        None, description="options of mf.data.complete, which fills in what `missing` took away"
+    )
     config: dict[str, Any] = Field(
         default_factory=dict, description="options of the engine and the algorithms"
     )
@@ -74,10 +79,23 @@ class Experiment(BaseModel):
         """
         try:
             federation = self._loaded(seed)
-            for section, function in (("dirichlet", data.dirichlet), ("missing", data.with_missing)):
-                options = getattr(self, section)
-                if options is not None:
-                    federation = _applied(function, federation, {"seed": seed, **options}, section)
+            if self.dirichlet is not None:
+                options = {"seed": seed, **self.dirichlet}
+                federation = _applied(data.dirichlet, federation, options, "dirichlet")
+            whole = federation
+            if self.missing is not None:
+                options = {"seed": seed, **self.missing}
+                federation = _applied(data.with_missing, federation, options, "missing")
+            if self.completion is not None:
+
+                def completed(
+                    fed: Federation, backend: str = "feature", noise: float = 1.0, seed: int = 0
+                ) -> Federation:
+                    truth = whole if backend == "oracle" else None
+                    return data.complete(fed, backend, original=truth, noise=noise, seed=seed)
+
+                options = {"seed": seed, **self.completion}
+                federation = _applied(completed, federation, options, "completion")
         except TypeError as error:
             # Whoever reads this wrote YAML: to them a wrong type is a wrong value.
             raise ValueError(str(error)) from error
@@ -95,7 +113,7 @@ class Experiment(BaseModel):
 
     def described(self) -> dict[str, Any]:
         """Where the data came from, for a run's ``config.yaml``."""
-        return {"data": self.data, "dirichlet": self.dirichlet, "missing": self.missing}
+        return {name: getattr(self, name) for name in _DATA_SECTIONS}
 
 
 def preset_names() -> list[str]:
@@ -212,10 +230,9 @@ def _apply(content: dict[str, Any], change: str) -> None:
     value = yaml_value(text, f"--set {key}")
     top, _, rest = key.partition(".")
     if rest:
-        if top not in ("data", "dirichlet", "missing", "config", "methods"):
-            raise ValueError(
-                f"--set {key}: sections are data, dirichlet, missing, config and methods; got {top!r}"
-            )
+        sections = (*_DATA_SECTIONS, "config", "methods")
+        if top not in sections:
+            raise ValueError(f"--set {key}: sections are {', '.join(sections)}; got {top!r}")
     elif top in option_names(Experiment):
         content[top] = value
         return

@@ -14,13 +14,14 @@ from mmfl_fast.federation.algorithm import (
 )
 from mmfl_fast.federation.checkpoints import CheckpointError
 from mmfl_fast.federation.config import EngineConfig
-from mmfl_fast.federation.optimisers import Sgd
+from mmfl_fast.federation.optimisers import Adam, Sgd
 from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.run_directory import RunDirectoryError
 from mmfl_fast.federation.simulation import DivergedError, RunResult, simulate
 from mmfl_fast.federation.streams import Purpose, stream
 
 __all__ = [
+    "Adam",
     "Algorithm",
     "AlgorithmConfig",
     "Batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,3 +52,58 @@ class Sgd:
             torch._foreach_add_(velocity, direction)
             direction = velocity
         torch._foreach_add_(list(parameters), direction, alpha=-self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015), with decoupled weight decay as ``torch.optim.AdamW``.
+
+    Attributes:
+        learning_rate: step size.
+        beta1: decay of the mean of the gradients.
+        beta2: decay of the mean of their squares.
+        epsilon: added to the root of the latter.
+        weight_decay: share of a parameter, times the learning rate, that a step takes away.
+        cosine_period: steps in which the learning rate falls to 0 as half a cosine, and in as many rises
+            again (``torch.optim.lr_scheduler.CosineAnnealingLR``); None keeps it.
+    """
+
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    cosine_period: int | None = None
+
+    def slots(self, parameters: Sequence[Tensor]) -> Slots:
+        """Both means, starting at zero, and the steps taken.
+
+        Steps are counted along the first axis, which in a stack is the client.
+        """
+        means = [torch.zeros_like(p) for p in parameters]
+        squares = [torch.zeros_like(p) for p in parameters]
+        return [means, squares, [p.new_zeros(p.shape[:1]) for p in parameters]]
+
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], slots: Slots) -> None:
+        """Take one step in place."""
+        means, squares, steps = slots
+        torch._foreach_lerp_(means, list(gradients), 1 - self.beta1)
+        torch._foreach_mul_(squares, self.beta2)
+        torch._foreach_addcmul_(squares, list(gradients), list(gradients), 1 - self.beta2)
+        for parameter, mean, square, count in zip(parameters, means, squares, steps, strict=True):
+            before = count.reshape(*count.shape, *[1] * (parameter.dim() - count.dim()))
+            rate = torch.full_like(before, self.learning_rate)
+            if self.cosine_period is not None:
+                rate *= (1 + torch.cos(before * (math.pi / self.cosine_period))) / 2
+            if self.weight_decay:
+                parameter.mul_(1 - rate * self.weight_decay)
+            spread = (square / (1 - self.beta2 ** (before + 1))).sqrt().add_(self.epsilon)
+            parameter.sub_(rate * mean / (1 - self.beta1 ** (before + 1)) / spread)
+        torch._foreach_add_(steps, 1)
+
+
+def clip_gradients(gradients: Sequence[Tensor], largest_norm: float) -> list[Tensor]:
+    """Scale the gradients of one client so that their common Euclidean norm is at most ``largest_norm``."""
+    norm = sum((g.square().sum() for g in gradients), start=gradients[0].new_zeros(())).sqrt()
+    factor = (largest_norm / norm).clamp(max=1.0)
+    return [g * factor for g in gradients]

@@ -33,6 +33,45 @@ def inner_step(
     return {name: tensor - rates[name] * gradient[name] for name, tensor in params.items()}
 
 
+def inner_adam(
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    params: Mapping[str, Tensor],
+    rate: float,
+    steps: int,
+    *,
+    second_order: bool,
+) -> dict[str, Tensor]:
+    """Where steps of Adam (Kingma and Ba 2015), with its usual constants, lead: a function of ``params``.
+
+    Args:
+        loss: gives the steps.
+        params: where they start.
+        rate: step size.
+        steps: how many; 0 returns ``params``.
+        second_order: differentiate through the gradients as well; otherwise they count as constants.
+    """
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    adapted = dict(params)
+    mean = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+    square = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+    for step in range(1, steps + 1):
+        at = adapted if second_order else {name: tensor.detach() for name, tensor in adapted.items()}
+        gradient = torch.func.grad(loss)(at)
+        for name, g in gradient.items():
+            mean[name] = beta1 * mean[name] + (1 - beta1) * g
+            square[name] = beta2 * square[name] + (1 - beta2) * g.square()
+            direction = mean[name] / (1 - beta1**step)
+            spread = _root(square[name] / (1 - beta2**step)) + epsilon
+            adapted[name] = adapted[name] - rate * direction / spread
+    return adapted
+
+
+def _root(square: Tensor) -> Tensor:
+    """Square root with derivative 0 at 0, where a parameter that has no gradient stands."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+
+
 def adapted_loss(
     support: Callable[[dict[str, Tensor]], Tensor],
     query: Callable[[dict[str, Tensor]], Tensor],

@@ -13,7 +13,11 @@ def test_every_preset_is_valid():
         experiment.refuse_unknown_options([experiment.algorithm, "local", "fedavg", "cross-fedavg", "m3fed"])
 
 
-@pytest.mark.parametrize("method", algorithms.names())
+# These are made for the digits and for image-text pairs, and have presets there.
+ELSEWHERE = ("3fm", "fedmvp")
+
+
+@pytest.mark.parametrize("method", [m for m in algorithms.names() if m not in ELSEWHERE])
 def test_every_method_has_a_preset_on_one_federation(method):
     name = "m3fed-five" if method == "m3fed" else method
     experiment, reference = load_experiment(name), load_experiment("m3fed-five")
@@ -162,3 +166,29 @@ def test_the_cpu_edition_differs_in_size_alone():
         assert own[0] == own[1] == kind()
         assert engine.evaluate_every == small.options_of(method)["evaluate_every"]
     assert small.data == {**full.data, "samples_per_client": 128}
+
+
+@pytest.mark.parametrize(("backend", "present"), [("none", False), ("feature", True), ("oracle", True)])
+def test_an_experiment_completes_what_is_missing(tmp_path, backend, present):
+    rows = 40
+    rng = np.random.default_rng(0)
+    arrays = {"modality:a": rng.normal(size=(rows, 3)), "modality:b": rng.normal(size=(rows, 2))}
+    split = np.where(np.arange(rows) % 4 == 3, "test", "train")
+    np.savez(
+        tmp_path / "pairs.npz", labels=np.arange(rows) % 2, clients=np.zeros(rows, int), split=split, **arrays
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{npz: {tmp_path / 'pairs.npz'}}}\nmissing: {{rate: 0.5, level: sample}}\n")
+    experiment = load_experiment(str(path), [f"completion.backend={backend}"])
+    task = experiment.federation(0).tasks[0]
+    assert bool(task.present[task.is_train].all()) == present
+    if backend == "oracle":
+        whole = load_experiment(str(path), ["missing=null"]).federation(0).tasks[0]
+        assert all(np.array_equal(task.inputs[m], whole.inputs[m]) for m in task.inputs)
+    assert experiment.described()["completion"] == {"backend": backend}
+
+
+def test_unknown_keys_of_completion_are_refused():
+    experiment = load_experiment("demo", ["completion.nois=1"])
+    with pytest.raises(ValueError, match="unknown key of completion 'nois'"):
+        experiment.federation(0)

@@ -1,0 +1,294 @@
+"""FedMVP: foundation models for multimodal federated learning with incomplete modality (ECML-PKDD 2024).
+
+Frozen foundation models give features of every modality and fill in the absent ones; both happen before
+training, in the data. A client trains a joint encoder J and one common encoder c that all paths share:
+
+    z_J = mean over tokens of c(J(x)),  z_m = c(W_m pool(x_m)),  c(h) = W h / ||W h||
+    o(z) = W_2 relu(W_1 z) + z,  logits = head(o(z_J))
+    L = CE(logits, y) + 0.01 MCM + 0.5 RAM
+
+MCM contrasts ``[Z_J; Z_m]`` with itself at temperature 0.1, row k of Z_J and of Z_m being the positive pair.
+RAM pulls Z_J towards Z_m while modality m alone classifies the batch better. The server runs a set of
+generated items through every client's model and weights the models by how central their representations are:
+
+    CKA_ij of linear CKA,  s_i = sum_j CKA_ij,  theta = sum_i s_i theta_i / sum_k s_k
+
+Departures, by papers.md 3.8 and 3.9: the released aggregation cannot run, so Eq. 3.5 is followed; RAM is the
+mean distance per row (``ram_distance: batch`` is the code's) and does not move the teachers; MCM normalises
+z_J only on request. No generator is at hand when a federation is loaded, so the server's items stand in for
+its output: class-balanced complete training rows, drawn once. Everything works for any number of modalities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmfl_fast import nn, ops
+from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.data import Client, Federation, Task
+from mmfl_fast.federation import (
+    Adam,
+    Algorithm,
+    AlgorithmConfig,
+    Batch,
+    ClientState,
+    Context,
+    Inputs,
+    ParameterTable,
+    Phase,
+    State,
+    Uploads,
+)
+
+
+class FedMVPConfig(AlgorithmConfig):
+    """Options of FedMVP; the defaults are those of the released code."""
+
+    width: int = Field(256, ge=8, multiple_of=8, description="of a modality's tokens in the joint encoder")
+    mcm: float = Field(0.01, ge=0, description="weight of the contrastive matching")
+    ram: float = Field(0.5, ge=0, description="weight of the aligned margin")
+    temperature: float = Field(0.1, gt=0, description="of the contrastive matching")
+    renorm_joint: bool = Field(False, description="bring z_J to length 1 in the contrastive matching")
+    ram_distance: Literal["row", "batch"] = Field(
+        "row", description="mean distance of a row, or Frobenius distance of the batch over its size"
+    )
+    incomplete: Literal["keep", "drop"] = Field(
+        "keep", description="training rows that lack a modality: with inputs of zero, or left out"
+    )
+    server: Literal["cka", "cka-offdiag", "cka-size", "size"] = Field(
+        "cka", description="weights of the clients: CKA, without the client itself, times its data; FedAvg"
+    )
+    items: int = Field(256, ge=1, description="rows of the server's set, spread over the classes")
+    batch_size: int = Field(64, ge=1, description="rows per optimiser step")
+    local_epochs: int = Field(10, ge=1, description="local epochs per round")
+    learning_rate: float = Field(2e-4, gt=0, description="local learning rate")
+    momentum: float = Field(0.0, ge=0, le=0, description="none: the optimiser is AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled, of AdamW")
+
+
+@dataclass(frozen=True)
+class FedMVPState(State):
+    """What the server keeps; K is the number of clients of the federation.
+
+    Attributes:
+        models: task number -> the model of the task's clients.
+        items: task number -> the server's set, modality -> ``[items, ...]``.
+        cka: float64 ``[K, K]``, of the last round; NaN for who was not drawn, and across tasks.
+    """
+
+    models: ParameterTable
+    items: ParameterTable
+    cka: Tensor
+
+
+class FedMVP(Algorithm):
+    """Joint encoder over frozen features, taught by each modality, averaged by similarity."""
+
+    Config = FedMVPConfig
+
+    def setup(self, federation: Federation, generator: torch.Generator) -> FedMVPState:
+        """One start and one set of items per task.
+
+        Modalities are token sequences ``[T, D]`` or vectors; other shapes are flattened to vectors.
+        """
+        models = [self._start(task, generator) for task in federation.tasks]
+        items = [server_items(task, self.config.items, generator) for task in federation.tasks]
+        return FedMVPState(
+            shared={},
+            personal=ParameterTable({}),
+            models=ParameterTable(dict(enumerate(models))),
+            items=ParameterTable(dict(enumerate(items))),
+            cka=unknown_pairs(len(federation.clients)),
+        )
+
+    def broadcast(self, state: FedMVPState, client: Client) -> ClientState:
+        """Send the model of the client's task."""
+        return state.models[client.task_index]
+
+    def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """Logits ``[B, C]``; of a row with one modality those of that modality alone."""
+        logits = self._classify(params, self.joint(params, inputs))
+        if len(inputs.values) == 1:
+            return logits
+        alone = inputs.present.sum(dim=1) == 1
+        for m, single in enumerate(self.singles(params, inputs)):
+            rows = (alone & inputs.present[:, m]).unsqueeze(1)
+            logits = torch.where(rows, nn.linear(params, "head.out", single), logits)
+        return logits
+
+    def client_phases(self) -> list[Phase]:
+        """Local epochs of AdamW; as in the code, the cosine's period is their number, counted in steps."""
+        c = self.config
+        optimiser = Adam(c.learning_rate, weight_decay=c.weight_decay, cosine_period=c.local_epochs)
+        return [Phase("local", self.loss, ("*",), optimiser, c.batch_size)] * int(c.local_epochs)
+
+    def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
+        """``CE + mcm MCM + ram RAM``."""
+        del context
+        c = self.config
+        labels = batch.labels
+        if c.incomplete == "drop":
+            labels = torch.where(batch.inputs.present.all(dim=1), labels, -100)
+        joint, singles = self.joint(params, batch.inputs), self.singles(params, batch.inputs)
+        supervised = nn.cross_entropy(self._classify(params, joint), labels)
+        counted = labels != -100
+        matched = F.normalize(joint, dim=1) if c.renorm_joint else joint
+        matching = supervised.new_zeros(())
+        margin = supervised.new_zeros(())
+        for m, single in enumerate(singles):
+            there = counted & batch.inputs.present[:, m]
+            matching = matching + contrastive_matching(matched, single, there, c.temperature)
+            own = torch.where(there, labels, -100)
+            alone = nn.cross_entropy(nn.linear(params, "head.out", single), own)
+            better = (alone < supervised).to(joint.dtype).detach() * there.any()
+            margin = margin + better * distance(joint, single.detach(), there, c.ram_distance)
+        total: Tensor = supervised + c.mcm * matching + c.ram * margin
+        return total
+
+    def aggregate(self, state: FedMVPState, uploads: Uploads, weights: Tensor) -> FedMVPState:
+        """Average each task's models by centrality."""
+        tasks = [client.task_index for client in uploads.clients]
+        models, cka = {}, unknown_pairs(len(state.cka))
+        for task in dict.fromkeys(tasks):
+            positions = [p for p, own in enumerate(tasks) if own == task]
+            members = uploads.select(positions)
+            similarity = self._similarity(members, state.items[task])
+            importance = centrality(similarity, weights[positions], self.config.server)
+            models[task] = ops.weighted_mean(members.rows(), importance)
+            indices = torch.tensor([c.index for c in members.clients])
+            found = known_pairs(similarity, indices, len(cka))
+            cka = torch.where(found.isnan(), cka, found)
+        return replace(state, models=state.models.replace(models), cka=cka)
+
+    def metrics(self, state: FedMVPState) -> dict[str, Any]:
+        """Mean and smallest CKA between clients of the last round."""
+        pairs = state.cka[~torch.eye(len(state.cka), dtype=torch.bool, device=state.cka.device)]
+        pairs = pairs[~pairs.isnan()]
+        if not len(pairs):
+            return {}
+        return {"cka_mean": float(pairs.mean()), "cka_smallest": float(pairs.min())}
+
+    def similarity(self, state: FedMVPState) -> Tensor | None:
+        """CKA between the clients' models."""
+        return state.cka
+
+    def joint(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """``z_J``, ``[B, width * modalities]``, of length 1 at most."""
+        encoded = nn.joint_encoder(params, "joint", {m: _tokens(x) for m, x in inputs.values.items()})
+        return self._common(params, encoded).mean(dim=-2)
+
+    def singles(self, params: ClientState, inputs: Inputs) -> list[Tensor]:
+        """``z_m`` of every modality, each ``[B, width * modalities]`` and of length 1."""
+        return [
+            self._common(params, nn.linear(params, f"teacher.{m}", _tokens(x).mean(dim=-2)))
+            for m, x in inputs.values.items()
+        ]
+
+    def _common(self, params: ClientState, h: Tensor) -> Tensor:
+        return F.normalize(nn.linear(params, "common", h), dim=-1)
+
+    def _classify(self, params: ClientState, z: Tensor) -> Tensor:
+        return nn.linear(params, "head.out", nn.two_layer(params, "head", z) + z)
+
+    def _similarity(self, uploads: Uploads, items: ClientState) -> Tensor:
+        """CKA of the clients' ``z_J`` on the server's items, float64 ``[K, K]``."""
+        first = next(iter(items.values()))
+        present = torch.ones(len(first), len(items), dtype=torch.bool, device=first.device)
+        with torch.no_grad():
+            features = torch.stack([self.joint(row, Inputs(items, present)) for row in uploads.rows()])
+            return ops.linear_cka(F.normalize(features, dim=-1)).double()
+
+    def _start(self, task: Task, generator: torch.Generator) -> ClientState:
+        features = {name: _tokens(x).shape[-1] for name, x in task.inputs.items()}
+        joint = self.config.width * len(features)
+        params = nn.init_joint_encoder("joint", features, self.config.width, generator)
+        for name, size in features.items():
+            params |= nn.init_linear(f"teacher.{name}", size, joint, generator)
+        return {
+            **params,
+            **nn.init_linear("common", joint, joint, generator),
+            **nn.init_two_layer("head", joint, joint, joint, generator),
+            **nn.init_linear("head.out", joint, task.num_classes, generator),
+        }
+
+
+def contrastive_matching(joint: Tensor, single: Tensor, there: Tensor, temperature: float) -> Tensor:
+    """Mean over the 2B rows of ``[Z_J; Z_m]`` of ``-log(exp(<a, a'>/t) / sum_{b != a} exp(<a, b>/t))``.
+
+    Args:
+        joint: Z_J ``[B, D]``.
+        single: Z_m ``[B, D]``; ``a'`` is the row of the other that belongs to a.
+        there: bool ``[B]``; other rows neither count nor serve as negatives.
+        temperature: t.
+
+    Returns:
+        0-dim; 0 for fewer than two rows, because only the positive is left to choose.
+    """
+    rows = torch.cat([joint, single])
+    valid = torch.cat([there, there])
+    eye = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    candidates = valid & ~eye
+    logits = torch.where(candidates, rows @ rows.T / temperature, -torch.inf)
+    # A row without candidates keeps a finite one, so that no gradient is NaN.
+    logits = torch.where(eye & ~candidates.any(dim=1, keepdim=True), 0.0, logits)
+    positive = (rows * torch.cat([single, joint])).sum(dim=1) / temperature
+    losses = torch.where(valid, logits.logsumexp(dim=1) - positive, 0.0)
+    return losses.sum() / valid.sum().clamp(min=1)
+
+
+def distance(joint: Tensor, single: Tensor, there: Tensor, form: str) -> Tensor:
+    """Distance of Z_J from Z_m, both ``[B, D]``, over the rows that are ``there``, bool ``[B]``.
+
+    ``row``: mean of ``||z_J - z_m||``; ``batch``: ``||Z_J - Z_m||_F / B``, which falls with the root of B.
+    """
+    difference = torch.where(there.unsqueeze(1), joint - single, 0.0)
+    total = difference.norm() if form == "batch" else difference.norm(dim=1).sum()
+    mean: Tensor = total / there.sum().clamp(min=1)
+    return mean
+
+
+def centrality(cka: Tensor, sizes: Tensor, rule: str) -> Tensor:
+    """Weights of the clients, float64 ``[K]``, summing to 1.
+
+    Args:
+        cka: ``[K, K]`` with a diagonal of 1.
+        sizes: ``[K]``, shares of the training rows.
+        rule: ``cka``: ``s_i = sum_j CKA_ij``; ``cka-offdiag``: without ``j = i``, by data if all are 0;
+            ``cka-size``: ``s_i`` times the share of data; ``size``: the share of data.
+    """
+    if rule == "size":
+        importance = sizes
+    elif rule == "cka-offdiag":
+        others = cka.sum(dim=1) - cka.diagonal()
+        importance = torch.where((others > 0).any(), others, sizes)
+    else:
+        importance = cka.sum(dim=1) * (sizes if rule == "cka-size" else 1.0)
+    weights: Tensor = importance / importance.sum()
+    return weights
+
+
+def server_items(task: Task, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Training rows of a task, ``count`` or as many as there are, class by class in turns.
+
+    They are complete, or as complete as any training row of the task is.
+    """
+    held = torch.where(task.is_train, task.present.sum(dim=1).cpu(), -1)
+    rows = (held == held.max()).nonzero().flatten()
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    labels = task.labels.cpu()[rows]
+    by_class = torch.argsort(labels, stable=True)
+    sizes = labels.bincount()
+    turn = torch.empty_like(labels)
+    turn[by_class] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
+    chosen = rows[torch.argsort(turn, stable=True)[:count]]
+    return {name: x[chosen.to(x.device)] for name, x in task.inputs.items()}
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x if x.dim() == 3 else x.flatten(1).unsqueeze(1)

@@ -1,0 +1,199 @@
+"""3FM: Multi-modal Meta-learning for Federated Tasks (arXiv 2312.10179).
+
+Clients lack modalities; MAML on each client is to make the shared start adapt to them. A meta-step draws a
+support set, in which only some modalities are there, and a query set:
+
+    theta_u = theta after inner steps on L_S,     g_u = grad_theta L_Q(theta_u)
+
+``mode: notebook`` is what produced the report's numbers: five inner Adam steps, five local outer Adam steps
+on g_u a round, and the server averages the weights by data. ``mode: printed`` is the algorithm as printed:
+one inner SGD step, and the server moves theta by beta times the sum of all g_u; the mean by default, because
+the printed sum grows with the number of clients. Every choice a mode makes is an option of its own.
+
+The released network cuts its first linear layer to the width of the modalities that are there and exchanges
+layers by names that collide. Here an absent modality is zeros of full width, and names are paths (papers.md
+2.7, 2.8). The report's query sets are always complete; ``query: own`` asks the harder question, a client that
+never sees the others. With ``inner_steps: 0`` it is FedAvg on the same data, the control that the report
+lacks: with ``query: all`` on complete queries, with ``query: own`` on the missing ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from mmfl_fast import nn, ops
+from mmfl_fast.algorithms.fedavg import group_means
+from mmfl_fast.algorithms.fusion_fedavg import FusionState
+from mmfl_fast.data import Client, Federation, Task
+from mmfl_fast.data.arguments import suggestion
+from mmfl_fast.federation import (
+    Adam,
+    Algorithm,
+    AlgorithmConfig,
+    Batch,
+    ClientState,
+    Context,
+    Inputs,
+    ParameterTable,
+    Phase,
+    Sgd,
+    Uploads,
+)
+
+_PRINTED = {"inner": "sgd", "inner_steps": 1, "server": "gradient", "local_epochs": 1}
+
+
+class ThreeFMConfig(AlgorithmConfig):
+    """Options of 3FM; the defaults are those of the report's best runs, ``mode: notebook``."""
+
+    mode: Literal["notebook", "printed"] = Field(
+        "notebook", description="printed: inner sgd, inner_steps 1, server gradient, local_epochs 1"
+    )
+    support: tuple[str, ...] | None = Field(
+        None, description="modalities of support sets, a list or image+sign; default: all a client has"
+    )
+    support_every: int = Field(5, ge=2, description="one row in so many is support, the others are query")
+    query: Literal["all", "own"] = Field(
+        "all", description="modalities of query sets: all that a client has, or those of its support sets"
+    )
+    inner: Literal["adam", "sgd"] = Field("adam", description="optimiser of the inner steps")
+    inner_steps: int = Field(5, ge=0, description="0: no adaptation, the FedAvg controls")
+    inner_rate: float = Field(1e-5, gt=0, description="alpha, rate of the inner steps")
+    order: Literal["second", "first"] = Field("second", description="first: FOMAML")
+    server: Literal["average", "gradient"] = Field(
+        "average", description="average local weights, or move theta by the clients' g_u"
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="of g_u over clients; the printed one is sum"
+    )
+    head_width: int = Field(128, ge=1, description="of the layer behind the branches")
+    learning_rate: float = Field(1e-3, gt=0, description="beta, rate of the outer steps")
+    batch_size: int = Field(2**31 - 1, ge=1, description="rows per meta-step; default: all of a client")
+    local_epochs: int = Field(5, ge=1, description="passes over a client's rows per round")
+    momentum: float = Field(0.0, ge=0, le=0, description="none: the outer optimiser is Adam")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, of the outer Adam")
+
+    @field_validator("support", mode="before")
+    @classmethod
+    def _joined_by_plus(cls, given: Any) -> Any:
+        # A list does not fit into a method's label, nor among the values of a sweep.
+        return given.split("+") if isinstance(given, str) else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_printed(cls, given: Any) -> Any:
+        printed = isinstance(given, Mapping) and given.get("mode") == "printed"
+        return {**_PRINTED, **given} if printed else given
+
+
+class ThreeFM(Algorithm):
+    """One branch per modality, a head on all of them, and a start that adapts to those a client has."""
+
+    Config = ThreeFMConfig
+
+    def setup(self, federation: Federation, generator: torch.Generator) -> FusionState:
+        """One start per task.
+
+        Raises:
+            ValueError: ``support`` names a modality that no task has.
+        """
+        known = sorted({m for task in federation.tasks for m in task.modalities})
+        for modality in self.config.support or ():
+            if modality not in known:
+                raise ValueError(
+                    f"support names the unknown modality {modality!r}{suggestion(modality, known)}"
+                )
+        starts = [self._start(task, generator) for task in federation.tasks]
+        return FusionState(
+            shared={},
+            personal=ParameterTable({}),
+            models=ParameterTable(dict(enumerate(starts))),
+            task=torch.tensor([c.task_index for c in federation.clients]),
+        )
+
+    def broadcast(self, state: FusionState, client: Client) -> ClientState:
+        """Send the model of the client's task."""
+        return state.models[client.task_index]
+
+    def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
+        """``head(relu(join([branch_m(x_m) or 0])))``: logits ``[B, C]``."""
+        features = []
+        for m, (name, x) in enumerate(inputs.values.items()):
+            own = nn.picture_branch(params, f"branch.{name}", x) if x.dim() > 2 else x
+            features.append(torch.where(inputs.present[:, m : m + 1], own, 0.0))
+        return nn.two_layer(params, "head", torch.cat(features, dim=1))
+
+    def client_phases(self) -> list[Phase]:
+        """Passes of meta-steps; where the server steps, they sum the gradients at the broadcast theta."""
+        c = self.config
+        outer = Adam(c.learning_rate, weight_decay=c.weight_decay) if c.server == "average" else Sgd(1.0)
+        return [Phase("meta", self.loss, ("*",), outer, c.batch_size)] * int(c.local_epochs)
+
+    def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
+        """``L_Q(theta_u)``; its gradient is ``g_u``."""
+        c = self.config
+        if c.server == "gradient":
+            params = {name: context.start[name] + (t - t.detach()) for name, t in params.items()}
+        support, query = self._sets(batch)
+        second = c.order == "second"
+        if c.inner == "adam":
+            adapted = nn.inner_adam(support, params, c.inner_rate, c.inner_steps, second_order=second)
+        else:
+            adapted = params
+            for _ in range(c.inner_steps):
+                adapted = nn.inner_step(support, adapted, c.inner_rate, second_order=second)
+        return query(adapted)
+
+    def aggregate(self, state: FusionState, uploads: Uploads, weights: Tensor) -> FusionState:
+        """Average each task's weights by data, or take the server's step on the mean query gradients."""
+        if self.config.server == "average":
+            return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))
+        tasks = [c.task_index for c in uploads.clients]
+        members = {t: [p for p, own in enumerate(tasks) if own == t] for t in dict.fromkeys(tasks)}
+        moved = {t: self._step(state.models[t], uploads.select(p)) for t, p in members.items()}
+        return replace(state, models=state.models.replace(moved))
+
+    def _step(self, theta: ClientState, uploads: Uploads) -> ClientState:
+        """``theta - beta * reduction_u g_u``. A client's rate is 1: it sent theta less the sum of its g_u."""
+        c = self.config
+        count = 1 if c.reduction == "sum" else len(uploads)
+        shares = [1 / (count * c.local_epochs * -(-u.num_train // c.batch_size)) for u in uploads.clients]
+        matrix = torch.tensor([shares], dtype=torch.float64, device=next(iter(theta.values())).device)
+        (sent,) = ops.mix(uploads.rows(), matrix)
+        return {n: t - c.learning_rate * (sum(shares) * t - sent[n]) for n, t in theta.items()}
+
+    def _start(self, task: Task, generator: torch.Generator) -> ClientState:
+        params: ClientState = {}
+        features = 0
+        for name, x in task.inputs.items():
+            shape = x.shape[1:]
+            if len(shape) > 1:
+                params |= nn.init_picture_branch(f"branch.{name}", shape, generator)
+            features += nn.picture_features(shape) if len(shape) > 1 else shape.numel()
+        head = nn.init_two_layer("head", features, self.config.head_width, task.num_classes, generator)
+        return {**params, **head}
+
+    def _sets(self, batch: Batch) -> tuple[Callable[[ClientState], Tensor], Callable[[ClientState], Tensor]]:
+        """Cross-entropy on the support and on the query rows of a batch, as functions of the parameters."""
+        every = self.config.support_every
+        kept = torch.tensor(
+            [self.config.support is None or name in self.config.support for name in batch.inputs.values],
+            device=batch.labels.device,
+        )
+        rows = torch.arange(len(batch.labels), device=batch.labels.device)
+
+        def on(chosen: Tensor, modalities: Tensor) -> Callable[[ClientState], Tensor]:
+            present = batch.inputs.present[chosen] & modalities
+            inputs = Inputs({name: x[chosen] for name, x in batch.inputs.values.items()}, present)
+            labels = batch.labels[chosen]
+            return lambda params: nn.cross_entropy(self.predict(params, inputs), labels)
+
+        everything = torch.ones_like(kept)
+        support = on(rows[::every], kept)
+        return support, on(rows[rows % every != 0], kept if self.config.query == "own" else everything)
