@@ -82,11 +82,11 @@ class Panel {
         count(smaller(kPanelRows, args.rows - first)),
         quads((count + kQuad - 1) / kQuad),
         args_(args),
-        capacity_((one_group(args.rows) ? 1 : kTileBlocks) * kBlock<T>),
+        whole_tile_(!one_group(args.rows)),
         centroid_(centroid),
         rows_(args, first, count, scratch) {
     const std::int64_t padded = round_up(count, kPadding);
-    packed_ = scratch.take<T>(capacity_ * quads * kQuad);
+    packed_ = scratch.take<T>((whole_tile_ ? kTileBlocks : 1) * kBlock<T> * quads * kQuad);
     shift_ = scratch.take<T>(kBlock<T>);
     sums_ = scratch.take<Vector>(padded);
     products_ = scratch.take<Vector>(padded * kQuad);
@@ -107,7 +107,7 @@ class Panel {
     const Block block = block_at<T>(args_, tile.first + at);
     rows_.locate(block);
     const T* shift = shift_of(block);
-    T* to = packed_ + (at % capacity_) * quads * kQuad;
+    T* to = packed_ + (whole_tile_ ? at * quads * kQuad : 0);
     if (at == 0) {
       for (std::int64_t r = 0; r < count; ++r)
         own_[r] = args_.centre_rows && columns_ == 0 ? mean_in(block, rows_.at()[r], shift)
@@ -137,7 +137,7 @@ class Panel {
 
   // Four packed rows of the block that starts `at` columns into the tile.
   const T* packed(std::int64_t at, std::int64_t quad) const {
-    return packed_ + ((at % capacity_) * quads + quad * kBlock<T>)*kQuad;
+    return packed_ + ((whole_tile_ ? at * quads : 0) + quad * kBlock<T>)*kQuad;
   }
   // The products of a quad with itself in the tile, lane by lane.
   const Vector* products(std::int64_t quad) const { return products_ + quad * kQuad * kQuad; }
@@ -193,7 +193,7 @@ class Panel {
   }
 
   const GramRows& args_;
-  const std::int64_t capacity_;  // columns packed at a time
+  const bool whole_tile_;  // is packed, or only a block at a time
   const T* centroid_;
   BlockRows<T> rows_;
   std::int64_t columns_ = 0;  // of the tiles before this one, with centre_rows
