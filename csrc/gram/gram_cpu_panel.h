@@ -16,7 +16,7 @@ constexpr std::int64_t kPanelRows = 256;
 // Blocks of a tile: enough for the sums across lanes to cost little, few enough for a whole panel to stay in
 // a second-level cache of 1 MiB.
 constexpr std::int64_t kTileBlocks = 4;
-// Of up to 16 rows only a block is packed at a time.
+// The same for one group, of which only a block is packed at a time.
 constexpr std::int64_t kGroupTileBlocks = 8;
 
 // Columns [first, first + count).
@@ -26,7 +26,8 @@ struct Tile {
 };
 
 // Packs four rows less `shift` and each row's `own`. What is packed is added to the rows' sums and multiplied
-// with each other into `products`, lane by lane: the registers hold it, and reading alone leaves time for both.
+// with each other into `products`, lane by lane: the registers hold it, and reading alone leaves time for
+// both.
 template <typename T>
 inline void pack_quad(const T* const* rows, const T* shift, const T* own, std::int64_t vectors, T* to,
                       typename Simd<T>::Vector* sums, typename Simd<T>::Vector* products) {
@@ -34,12 +35,10 @@ inline void pack_quad(const T* const* rows, const T* shift, const T* own, std::i
   constexpr int kLanes = Simd<T>::kLanes;
   const T* from[kQuad];
   Vector mean[kQuad], sum[kQuad], pairs[kQuad][kQuad];
-#pragma GCC unroll 4
   for (int i = 0; i < kQuad; ++i) {
     from[i] = rows[i];
     mean[i] = Vector{} + own[i];
     sum[i] = sums[i];
-#pragma GCC unroll 4
     for (int j = 0; j < kQuad; ++j) pairs[i][j] = products[product_at(i, j)];
   }
   for (std::int64_t p = 0; p < vectors * kLanes; p += kLanes, to += kQuad * kLanes) {
@@ -101,19 +100,17 @@ class Panel {
   }
 
   // Packs a block of the tile, in order from the first one. With centre_rows a row loses the mean of its
-  // elements in the columns so far, or at first of this block; the rest, its residue, is removed from the
-  // products.
+  // elements so far, at first that of the tile; the rest, its residue, is removed from the products.
   void pack(const Tile& tile, std::int64_t at, Prefetch& prefetch) {
+    if (at == 0) {
+      if (args_.centre_rows && columns_ == 0) find_means(tile);
+      for (std::int64_t r = 0; r < count; ++r) own_[r] = static_cast<T>(mean[r]);
+      clear_sums();
+    }
     const Block block = block_at<T>(args_, tile.first + at);
     rows_.locate(block);
     const T* shift = shift_of(block);
     T* to = packed_ + (whole_tile_ ? at * quads * kQuad : 0);
-    if (at == 0) {
-      for (std::int64_t r = 0; r < count; ++r)
-        own_[r] = args_.centre_rows && columns_ == 0 ? mean_in(block, rows_.at()[r], shift)
-                                                     : static_cast<T>(mean[r]);
-      clear_sums();
-    }
     // So that the columns behind the last one are zero when they are packed.
     for (std::int64_t p = block.count; p < block.vectors * Simd<T>::kLanes; ++p)
       for (std::int64_t r = 0; r < count; ++r) rows_.copy(r)[p] = own_[r];
@@ -146,7 +143,7 @@ class Panel {
   const std::int64_t first;  // row
   const std::int64_t count;
   const std::int64_t quads;
-  double* mean;     // [count] of the row over the tiles so far
+  double* mean;     // [count] of the row over the tiles so far; before the first, its estimate
   double* between;  // [count] weight * (the tile's mean - the mean so far)
   double* step;     // [count] the tile's mean - the mean so far
   double* residue;  // [count] sum of the row's packed elements
@@ -167,11 +164,24 @@ class Panel {
     return shift_;
   }
 
-  static T mean_in(const Block& block, const T* row, const T* shift) {
-    Vector total = {};
-    for (std::int64_t p = 0; p < block.vectors * Simd<T>::kLanes; p += Simd<T>::kLanes)
-      total += load(row + p) - load(shift + p);
-    return sum(total) / static_cast<T>(block.count);
+  // The means of the rows' elements in the tile, for which it is read once more than the others.
+  void find_means(const Tile& tile) {
+    clear_sums();
+    for (std::int64_t at = 0; at < tile.count; at += kBlock<T>) {
+      const Block block = block_at<T>(args_, tile.first + at);
+      rows_.locate(block);
+      const T* shift = shift_of(block);
+      for (std::int64_t r = 0; r < count; ++r) {
+        const T* row = rows_.at()[r];
+        Vector sum = sums_[r];
+        for (std::int64_t p = 0; p < block.vectors * Simd<T>::kLanes; p += Simd<T>::kLanes)
+          sum += load(row + p) - load(shift + p);
+        sums_[r] = sum;
+      }
+    }
+    take_totals();
+    for (std::int64_t r = 0; r < count; ++r)
+      mean[r] = static_cast<double>(totals_[r]) / static_cast<double>(tile.count);
   }
 
   void clear_sums() {

@@ -19,8 +19,8 @@ constexpr int product_at(int i, int j) { return (j / kTileCols * kQuad + i) * kT
 
 // products[i][j] += row i of the left quad times row j of the right one, lane by lane; = if `first`.
 template <typename T>
-inline void multiply_quads(const T* left, const T* right, std::int64_t vectors,
-                           bool first, typename Simd<T>::Vector* products) {
+inline void multiply_quads(const T* left, const T* right, std::int64_t vectors, bool first,
+                           typename Simd<T>::Vector* products) {
   using Vector = typename Simd<T>::Vector;
   constexpr int kLanes = Simd<T>::kLanes;
   for (int column = 0; column < kQuad; column += kTileCols) {

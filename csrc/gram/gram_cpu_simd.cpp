@@ -62,7 +62,8 @@ void finish(const typename Simd<T>::Vector* lanes, const Panel<T>& left, std::in
   }
 }
 
-// The products of one group of quads with another in a tile; of a group with itself, those of different quads.
+// The products of one group of quads with another in a tile; of a group with itself, those of different
+// quads.
 template <typename T>
 class Group {
  public:
