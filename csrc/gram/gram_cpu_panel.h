@@ -207,7 +207,7 @@ class Panel {
   const T* centroid_;
   BlockRows<T> rows_;
   std::int64_t columns_ = 0;  // of the tiles before this one, with centre_rows
-  T* packed_;                 // [capacity / kBlock, quads, kBlock / kLanes, kQuad, kLanes]
+  T* packed_;                 // [blocks, quads, kBlock / kLanes, kQuad, kLanes]
   T* shift_;                  // [kBlock] zeros while there is no origin
   Vector* sums_;              // [count, to whole kPadding] of packed elements
   Vector* products_;          // [quads, kQuad * kQuad] as product_at says
