@@ -14,15 +14,18 @@ constexpr int kTileCols = MMFL_SIMD_BYTES == 64 ? 4 : 2;
 // Quads on either side whose sums, 16 KiB at most, stay in the first-level cache along the columns of a tile.
 constexpr std::int64_t kGroup = 4;
 
-// sums[i][j] += row i of the left quad times row j of the right one, lane by lane.
+// Where the product of row i of one quad with row j of the other is among the 16 of both.
+constexpr int product_at(int i, int j) { return (j / kTileCols * kQuad + i) * kTileCols + j % kTileCols; }
+
+// products[i][j] += row i of the left quad times row j of the right one, lane by lane; = if `first`.
 template <typename T>
-inline void multiply_quads(const T* left, const T* right, std::int64_t vectors,
+inline void multiply_quads(const T* left, const T* right, std::int64_t vectors, bool first,
                            typename Simd<T>::Vector* products) {
   using Vector = typename Simd<T>::Vector;
   constexpr int kLanes = Simd<T>::kLanes;
   for (int column = 0; column < kQuad; column += kTileCols) {
     Vector sums[kQuad * kTileCols];
-    for (int at = 0; at < kQuad * kTileCols; ++at) sums[at] = products[at];
+    for (int at = 0; at < kQuad * kTileCols; ++at) sums[at] = first ? Vector{} : products[at];
     const T *a = left, *b = right + column * kLanes;
     for (std::int64_t v = 0; v < vectors; ++v, a += kQuad * kLanes, b += kQuad * kLanes) {
       Vector others[kTileCols];

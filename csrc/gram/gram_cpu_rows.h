@@ -106,14 +106,18 @@ class BlockRows {
 
   // Finds the rows' columns; afterwards all of them are finite.
   void locate(const Block& block) {
-    for (std::int64_t r = 0; r < count_; ++r)
-      if (!bad_[r]) at_[r] = read_row(args_, spans_ + r * args_.segments, block, copies_ + r * kBlock<T>);
-    find_pivot();
+    if (in_place_ && block.in_segment && block.count == kBlock<T> && block.first == end_) {
+      for (std::int64_t r = 0; r < round_up(count_, kSummed); ++r) at_[r] += kBlock<T>;
+      pivot_ += kBlock<T>;
+    } else {
+      read(block);
+    }
+    end_ = block.first + block.count;
     add_up(block.vectors);
     if (is_finite(sum_, block.vectors)) return;
     for (std::int64_t r = 0; r < count_; ++r)
       if (!bad_[r] && !is_finite(at_[r], block.vectors)) bad_[r] = 1;
-    find_pivot();
+    read(block);
     add_up(block.vectors);
   }
 
@@ -135,6 +139,16 @@ class BlockRows {
   T* copy(std::int64_t r) { return copies_ + r * kBlock<T>; }
 
  private:
+  void read(const Block& block) {
+    in_place_ = true;
+    for (std::int64_t r = 0; r < count_; ++r) {
+      if (bad_[r]) continue;
+      at_[r] = read_row(args_, spans_ + r * args_.segments, block, copies_ + r * kBlock<T>);
+      in_place_ = in_place_ && at_[r] != copies_ + r * kBlock<T>;
+    }
+    find_pivot();
+  }
+
   void find_pivot() {
     pivot_ = zeros_;
     finite_ = 0;
@@ -145,19 +159,20 @@ class BlockRows {
     }
     for (std::int64_t r = 0; r < round_up(count_, kSummed); ++r)
       if (r >= count_ || bad_[r]) at_[r] = pivot_;
+    in_place_ = in_place_ && finite_ > 0;
   }
 
   // sum = the rows' differences from the pivot. Eight equal rows add up to eight of them without rounding.
   void add_up(std::int64_t vectors) {
     using Vector = typename Simd<T>::Vector;
-    for (std::int64_t p = 0; p < vectors * Simd<T>::kLanes; ++p) sum_[p] = 0;
     for (std::int64_t r = 0; r < count_; r += kSummed) {
       const T *a = at_[r], *b = at_[r + 1], *c = at_[r + 2], *d = at_[r + 3];
       const T *e = at_[r + 4], *f = at_[r + 5], *g = at_[r + 6], *h = at_[r + 7];
       for (std::int64_t p = 0; p < vectors * Simd<T>::kLanes; p += Simd<T>::kLanes) {
         const Vector eight = ((load(a + p) + load(b + p)) + (load(c + p) + load(d + p))) +
                              ((load(e + p) + load(f + p)) + (load(g + p) + load(h + p)));
-        store(sum_ + p, load(sum_ + p) + (eight - load(pivot_ + p) * T(kSummed)));
+        const Vector before = r == 0 ? Vector{} : load(sum_ + p);
+        store(sum_ + p, before + (eight - load(pivot_ + p) * T(kSummed)));
       }
     }
   }
@@ -172,6 +187,8 @@ class BlockRows {
   unsigned char* bad_;  // [count]
   const T* pivot_ = nullptr;
   std::int64_t finite_ = 0;
+  bool in_place_ = false;  // all rows that are not left out
+  std::int64_t end_ = 0;   // column behind the block
 };
 
 }  // namespace MMFL_SIMD

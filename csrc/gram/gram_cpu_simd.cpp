@@ -29,7 +29,7 @@ struct Cut {
 template <typename T>
 Cut cut_for(std::int64_t rows, std::int64_t columns) {
   Cut cut;
-  cut.width = kTileBlocks * kBlock<T>;
+  cut.width = (one_group(rows) ? kGroupTileBlocks : kTileBlocks) * kBlock<T>;
   cut.tiles = larger(1, (columns + cut.width - 1) / cut.width);
   // Partial sums take at most 8 MiB until K^2 alone is more.
   cut.chunks = smaller(cut.tiles, larger(1, smaller(64, (std::int64_t{1} << 20) / (rows * rows))));
@@ -43,7 +43,27 @@ struct Partial {
   std::int64_t pitch;
 };
 
-// The products of one group of quads with another in a tile.
+// partial[i, j] += the tile's products of a quad of `left` with one of `right`.
+template <typename T>
+void finish(const typename Simd<T>::Vector* lanes, const Panel<T>& left, std::int64_t left_quad,
+            const Panel<T>& right, std::int64_t right_quad, const Tile& tile, bool centre_rows,
+            Partial partial) {
+  const double inverse_count = 1.0 / static_cast<double>(tile.count);
+  T products[kQuad][kQuad];
+  sum_lanes<T>(lanes, products);
+  for (int i = 0; i < kQuad; ++i) {
+    const std::int64_t row = left_quad * kQuad + i, others = right_quad * kQuad;
+    double* to = partial.data + row * partial.pitch + others;
+    for (int j = 0; j < kQuad; ++j) to[j] += static_cast<double>(products[i][j]);
+    if (!centre_rows) continue;
+    const double between = left.between[row], residue = left.residue[row] * inverse_count;
+    for (int j = 0; j < kQuad; ++j)
+      to[j] += between * right.step[others + j] - residue * right.residue[others + j];
+  }
+}
+
+// The products of one group of quads with another in a tile; of a group with itself, those of different
+// quads.
 template <typename T>
 class Group {
  public:
@@ -62,32 +82,18 @@ class Group {
     const std::int64_t vectors = (count + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
     Vector* products = lanes_;
     for (std::int64_t q = left_quad_; q < left_end_; ++q) {
-      for (std::int64_t r = diagonal_ ? q : right_quad_; r < right_end_; ++r, products += kProducts) {
-        multiply_quads<T>(left_.packed(at, q), right_.packed(at, r), vectors, products);
+      for (std::int64_t r = diagonal_ ? q + 1 : right_quad_; r < right_end_; ++r, products += kProducts) {
+        multiply_quads<T>(left_.packed(at, q), right_.packed(at, r), vectors, at == 0, products);
         prefetch.step();
       }
     }
   }
 
-  // partial[i, j] += the tile's products.
   void finish(const Tile& tile, bool centre_rows, Partial partial) const {
-    const double inverse_count = 1.0 / static_cast<double>(tile.count);
     const Vector* lanes = lanes_;
-    for (std::int64_t q = left_quad_; q < left_end_; ++q) {
-      for (std::int64_t r = diagonal_ ? q : right_quad_; r < right_end_; ++r, lanes += kProducts) {
-        T products[kQuad][kQuad];
-        sum_lanes<T>(lanes, products);
-        for (int i = 0; i < kQuad; ++i) {
-          const std::int64_t row = q * kQuad + i, others = r * kQuad;
-          double* to = partial.data + row * partial.pitch + others;
-          for (int j = 0; j < kQuad; ++j) to[j] += static_cast<double>(products[i][j]);
-          if (!centre_rows) continue;
-          const double between = left_.between[row], residue = left_.residue[row] * inverse_count;
-          for (int j = 0; j < kQuad; ++j)
-            to[j] += between * right_.step[others + j] - residue * right_.residue[others + j];
-        }
-      }
-    }
+    for (std::int64_t q = left_quad_; q < left_end_; ++q)
+      for (std::int64_t r = diagonal_ ? q + 1 : right_quad_; r < right_end_; ++r, lanes += kProducts)
+        MMFL_SIMD::finish<T>(lanes, left_, q, right_, r, tile, centre_rows, partial);
   }
 
  private:
@@ -98,7 +104,7 @@ class Group {
   const Panel<T>& right_;
   const std::int64_t left_quad_, right_quad_, left_end_, right_end_;
   const bool diagonal_;
-  Vector lanes_[kGroup * kGroup * kProducts] = {};
+  Vector lanes_[kGroup * kGroup * kProducts];
 };
 
 template <typename T>
@@ -189,19 +195,20 @@ class Gram {
       const std::int64_t next = at + tile.count;
       const std::int64_t pairs = diagonal ? left.quads * (left.quads + 1) / 2 : left.quads * right.quads;
       Prefetch prefetch(args_, left.first, left.count, next, smaller(cut_.width, end - next),
-                        pairs * kTileBlocks);
+                        pairs * cut_.width / kBlock<T>);
       if (one_group(rows_)) {
         Group<T> group(left, 0, left, 0);
         for (std::int64_t block = 0; block < tile.count; block += kBlock<T>) {
-          left.pack(tile, block);
+          left.pack(tile, block, prefetch);
           group.add(tile, block, prefetch);
         }
-        if (args_.centre_rows) left.join_means(tile, at - first);
+        if (args_.centre_rows) left.join_means(tile);
         group.finish(tile, args_.centre_rows, partial);
+        finish_quads(left, tile, partial);
         continue;
       }
-      pack(left, tile, at - first);
-      if (!diagonal) pack(right, tile, at - first);
+      pack(left, tile, prefetch);
+      if (!diagonal) pack(right, tile, prefetch);
       for (std::int64_t q = 0; q < left.quads; q += kGroup) {
         for (std::int64_t r = diagonal ? q : 0; r < right.quads; r += kGroup) {
           Group<T> group(left, q, right, r);
@@ -210,12 +217,18 @@ class Gram {
           group.finish(tile, args_.centre_rows, partial);
         }
       }
+      if (diagonal) finish_quads(left, tile, partial);
     }
   }
 
-  void pack(Panel<T>& panel, const Tile& tile, std::int64_t before) {
-    for (std::int64_t block = 0; block < tile.count; block += kBlock<T>) panel.pack(tile, block);
-    if (args_.centre_rows) panel.join_means(tile, before);
+  void pack(Panel<T>& panel, const Tile& tile, Prefetch& prefetch) {
+    for (std::int64_t block = 0; block < tile.count; block += kBlock<T>) panel.pack(tile, block, prefetch);
+    if (args_.centre_rows) panel.join_means(tile);
+  }
+
+  void finish_quads(const Panel<T>& panel, const Tile& tile, Partial partial) {
+    for (std::int64_t q = 0; q < panel.quads; ++q)
+      finish<T>(panel.products(q), panel, q, panel, q, tile, args_.centre_rows, partial);
   }
 
   // Row means over all columns from those of the chunks. chunk_mean becomes the chunk's mean less the mean

@@ -46,7 +46,7 @@ def gram(rows: RowsLike, *, origin: _Origin = None, precision: Precision = "fp32
 
     Returns:
         [K, K] float64, symmetric to the last bit. Products are formed and added in float32 (float64 for
-        float64 rows) within tiles of at most 1024 columns and in float64 across tiles, always in the same
+        float64 rows) within tiles of at most 2048 columns and in float64 across tiles, always in the same
         order. Products beyond the range of float32 overflow or vanish as they do in torch. A row with a
         non-finite element is left out of the centroid and makes its own row and column NaN.
 

@@ -22,10 +22,10 @@ LAYOUTS = [
     "state dicts",
 ]  # fmt: skip
 # Around the quad (4 rows), the rows added up at a time (8), the group (16), the panel (256), the columns of a
-# block (128, 256) and of a tile (512, 1024).
+# block (128, 256) and of a tile (512, 1024, for up to 16 rows twice as many).
 SHAPES = [
-    (1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (8, 257), (9, 255), (16, 1300), (17, 1025), (25, 2047),
-    (129, 700), (257, 300),
+    (1, 1), (2, 3), (3, 31), (4, 512), (5, 513), (8, 257), (9, 255), (11, 4100), (16, 2049), (17, 1025),
+    (25, 2047), (129, 700), (257, 300),
 ]  # fmt: skip
 
 
@@ -115,20 +115,41 @@ def test_rows_that_differ_by_little_keep_their_accuracy(relative: float, rows: i
     torch.testing.assert_close(products, exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("rows", [7, 40])
-def test_a_jump_of_the_element_mean_does_not_cost_accuracy(rows: int) -> None:
-    x = torch.randn(rows, 5000)
-    x[:, 300:] += 1000 * torch.randn(rows, 1)
+@pytest.mark.parametrize("change", ["first row", "last row", "part of a row", "row at the centroid"])
+@pytest.mark.parametrize("rows", [6, 40])
+def test_a_row_unlike_the_others_does_not_cost_accuracy(rows: int, change: str, assert_accurate: Any) -> None:
+    x = torch.randn(5000) + 1e-2 * torch.randn(rows, 5000)
+    if change == "first row":
+        x[0] += 100 * torch.randn(5000)
+    elif change == "last row":
+        x[-1] += 100 * torch.randn(5000)
+    elif change == "part of a row":
+        x[1, 2500:2600] += 100 * torch.randn(100)
+    else:
+        x[2] = (x.sum(dim=0) - x[2]) / (rows - 1)
+    exact, _ = exact_gram(x, "mean", centre_rows=True)
+    products, _ = gram([x], 1, True, [], True, True)
+    plain = x - x.mean(dim=0)
+    plain = plain - plain.mean(dim=1, keepdim=True)
+    assert_accurate(products, plain @ plain.T, exact, 1e-7)
+
+
+@pytest.mark.parametrize(("rows", "columns", "at"), [(7, 5000, 300), (40, 5000, 300), (5, 400_000, 203_000)])
+def test_a_jump_of_the_element_mean_does_not_cost_accuracy(rows: int, columns: int, at: int) -> None:
+    x = torch.randn(rows, columns)
+    x[:, at:] += 1000 * torch.randn(rows, 1)
     exact, exact_means = exact_gram(x, centre_rows=True)
     products, means = gram([x], 1, True, [], False, True)
     torch.testing.assert_close(products, exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
     torch.testing.assert_close(means, exact_means, rtol=1e-6, atol=1e-6)
 
 
+# 300 000 columns are cut into chunks of several tiles, of which only the first is read twice.
+@pytest.mark.parametrize("columns", [5000, 300_000])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_large_element_means_do_not_cost_accuracy(dtype: torch.dtype) -> None:
+def test_large_element_means_do_not_cost_accuracy(dtype: torch.dtype, columns: int) -> None:
     x = (
-        torch.randn(7, 5000, dtype=torch.float64)
+        torch.randn(7, columns, dtype=torch.float64)
         .mul(0.5)
         .add(torch.arange(7)[:, None] * 1000.0 + 4000)
         .to(dtype)
