@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mmfl_fast import data
+from mmfl_fast import algorithms, data
 from mmfl_fast.data import Federation
+from mmfl_fast.federation.config import option_names
 
 # Without it torch refuses products on a GPU while it is asked to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -53,6 +55,30 @@ def set_threads() -> Iterator[object]:
     threads = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(threads)
+
+
+_SMALL_MODEL = {
+    "width": 12,
+    "operator_rows": 8,
+    "layers": 2,
+    "filters": 3,
+    "attention_width": 10,
+    "heads": 2,
+    "head_width": 8,
+    "batch_size": 8,
+    "local_epochs": 1,
+}
+
+
+@pytest.fixture
+def small() -> Callable[..., dict[str, Any]]:
+    """``small("pcgrad", momentum=0.0)``: options of a small model for a method, and further ones."""
+
+    def options(method: str, **further: Any) -> dict[str, Any]:
+        known = option_names(algorithms.get(method).Config)
+        return {**{k: v for k, v in _SMALL_MODEL.items() if k in known}, **further}
+
+    return options
 
 
 def _learnable(

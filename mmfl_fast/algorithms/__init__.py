@@ -19,6 +19,7 @@ _PLACES = {
     "per-fedavg": ("per_fedavg", "PerFedAvg"),
     "fedmeta": ("fedmeta", "FedMeta"),
     "mcarn": ("mcarn", "MCARN"),
+    "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
 }
 
 

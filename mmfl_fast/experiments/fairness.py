@@ -18,7 +18,10 @@ from mmfl_fast.federation import EngineConfig
 from mmfl_fast.federation.config import split_options
 
 # Without the projection there are no operators, but no other model either: Table 4 of M3Fed compares the two.
-_MODEL = ("width", "layers", "operator_rows")
+_MODEL = (
+    *("width", "layers", "operator_rows"),
+    *("encoders", "filters", "attention_width", "heads", "head_width"),
+)
 _ENGINE = ("participation", "standardise")
 
 

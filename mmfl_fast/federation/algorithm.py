@@ -71,6 +71,7 @@ class Phase:
         optimiser: how they move.
         batch_size: rows per step; the last batch of a pass may be smaller.
         after: applied to the parameters at the end of the pass, of one client or of a stack of them.
+        largest_norm: of the gradient of all that moves, per client and step; a longer one is scaled down.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Phase:
     optimiser: Optimiser
     batch_size: int
     after: Callable[[ClientState], ClientState] | None = None
+    largest_norm: float | None = None
 
 
 class AlgorithmConfig(BaseModel):

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import Batch, ClientState, Context, Phase, part_of
 from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_batches
-from mmfl_fast.federation.optimisers import Slots
+from mmfl_fast.federation.optimisers import Slots, clip_gradients
 from mmfl_fast.federation.streams import Purpose, stream
 
 
@@ -93,8 +93,12 @@ def _train_one(
         slots = memory.setdefault(phase.name, phase.optimiser.slots(leaves))
         for rows in batches:
             loss = phase.loss(current, gather(client.task, rows), context)
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+            gradients: Sequence[Tensor] = torch.autograd.grad(
+                loss, leaves, allow_unused=True, materialize_grads=True
+            )
             with torch.no_grad():
+                if phase.largest_norm is not None:
+                    gradients = clip_gradients(gradients, phase.largest_norm)
                 # The leaves share storage with params, so this moves both.
                 phase.optimiser.step(leaves, gradients, slots)
             losses.append(loss.detach())
@@ -128,7 +132,16 @@ def _train_stack(
         ) -> Tensor:
             return phase.loss({**still, **moving}, batch, context)
 
-        step = torch.func.vmap(torch.func.grad_and_value(objective), in_dims=(0, 0, 0, Context(0, None)))  # type: ignore[arg-type]
+        def gradients_and_loss(
+            moving: ClientState, still: ClientState, batch: Batch, context: Context, phase: Phase = phase
+        ) -> tuple[list[Tensor], Tensor]:
+            found, loss = torch.func.grad_and_value(objective)(moving, still, batch, context)
+            gradients = list(found.values())
+            if phase.largest_norm is not None:
+                gradients = clip_gradients(gradients, phase.largest_norm)
+            return gradients, loss
+
+        step = torch.func.vmap(gradients_and_loss, in_dims=(0, 0, 0, Context(0, None)))  # type: ignore[arg-type]
         batches = [passes[i][number] for i in order]
         for position in range(len(batches[0])):
             rows = [b[position] for b in batches if position < len(b)]
@@ -142,7 +155,7 @@ def _train_stack(
             )
             phase.optimiser.step(
                 list(moving.values()),
-                [gradients[n] for n in names],
+                gradients,
                 [[s[:k] for s in slot] for slot in slots],
             )
             total[:k] += loss.detach()

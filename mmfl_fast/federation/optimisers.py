@@ -51,3 +51,10 @@ class Sgd:
             torch._foreach_add_(velocity, direction)
             direction = velocity
         torch._foreach_add_(list(parameters), direction, alpha=-self.learning_rate)
+
+
+def clip_gradients(gradients: Sequence[Tensor], largest_norm: float) -> list[Tensor]:
+    """Scale the gradients of one client so that their common Euclidean norm is at most ``largest_norm``."""
+    norm = sum((g.square().sum() for g in gradients), start=gradients[0].new_zeros(())).sqrt()
+    factor = (largest_norm / norm).clamp(max=1.0)
+    return [g * factor for g in gradients]

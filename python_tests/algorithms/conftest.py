@@ -14,8 +14,6 @@ from mmfl_fast.federation.client_workers import one_torch_thread
 from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.streams import Purpose, torch_generator
 
-SMALL = {"width": 12, "operator_rows": 8, "layers": 2, "batch_size": 8, "local_epochs": 1}
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -52,12 +50,12 @@ class Trial:
 
 
 @pytest.fixture
-def trial(mixed_federation: Federation) -> Callable[..., Trial]:
+def trial(mixed_federation: Federation, small: Callable[..., dict[str, Any]]) -> Callable[..., Trial]:
     """``trial("pcgrad", momentum=0.0)``: a small model on two tasks, before the first round."""
 
     def build(method: str, federation: Federation = mixed_federation, **options: Any) -> Trial:
         kind = mf.algorithms.get(method)
-        algorithm = kind(kind.Config(**{**SMALL, **options}))
+        algorithm = kind(kind.Config(**small(method, **options)))
         state = algorithm.setup(federation, torch_generator(0, Purpose.INITIALISATION))
         return Trial(algorithm, state, federation)
 

@@ -3,12 +3,14 @@ import torch
 
 import mmfl_fast as mf
 from mmfl_fast import data
+from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
 from mmfl_fast.federation import part_of
 from mmfl_fast.federation.checkpoints import state_tensors
 
 METHODS = mf.algorithms.names()
+FUSION = [m for m in METHODS if issubclass(mf.algorithms.get(m), FusionAlgorithm)]
+FEATURES = [m for m in METHODS if m not in FUSION]
 EXCHANGING = [m for m in METHODS if m != "local"]
-SMALL = {"width": 8, "operator_rows": 4, "layers": 2, "batch_size": 8, "local_epochs": 1}
 
 
 def variants(methods):
@@ -20,22 +22,29 @@ def variants(methods):
         "per-fedavg": [{"meta_gradient": "hessian-free"}],
         "fedmeta": [{"variant": "meta-sgd"}],
         "mcarn": [{"margins": "equal", "calibration": 0.0}],
+        "fusion-fedavg": [{"absent": "zero-fill"}],
     }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_starts_from_the_same_model(trial, method):
-    reference, mine = trial("m3fed"), trial(method)
-    for expected, start in zip(reference.starts(), mine.starts(), strict=True):
+@pytest.mark.parametrize(
+    ("method", "reference", "parts"),
+    [
+        *((m, "m3fed", {"phi", "f", "T", "psi"}) for m in FEATURES),
+        *((m, "fusion-fedavg", {"encoder", "fusion", "head"}) for m in FUSION),
+    ],
+)
+def test_every_method_starts_from_the_same_model(trial, method, reference, parts):
+    for expected, start in zip(trial(reference).starts(), trial(method).starts(), strict=True):
         for name in (n for n in start if n in expected):
             assert torch.equal(start[name], expected[name]), name
-        assert {"phi", "f", "T", "psi"} <= {part_of(n) for n in start}
+        assert parts <= {part_of(n) for n in start}
 
 
 @pytest.mark.parametrize(("method", "options"), variants(EXCHANGING))
-def test_every_uploaded_tensor_moves_on_the_server(trial, method, options):
-    run = trial(method, **options)
+def test_every_uploaded_tensor_moves_on_the_server(trial, toy_federation, method, options):
+    # One step of one modality leaves an attention nothing to choose.
+    run = trial(method, **({"federation": toy_federation} if method in FUSION else {}), **options)
     new = run.aggregate(run.train())
     for client, before in zip(run.federation.clients, run.starts(), strict=True):
         after = run.received(new, client)
@@ -79,22 +88,22 @@ def test_a_part_of_the_clients_makes_a_round(trial, method, options):
 
 
 @pytest.mark.parametrize(("method", "options"), variants(METHODS))
-def test_partial_participation_through_the_engine(mixed_federation, method, options):
-    config = {**SMALL, "participation": 0.4, **options}
+def test_partial_participation_through_the_engine(mixed_federation, small, method, options):
+    config = small(method, participation=0.4, **options)
     result = mf.run(mixed_federation, method, rounds=3, config=config)
     assert [line["clients"] for line in result.history] == [3, 3, 3]
     assert torch.isfinite(result.final["per_client"]).all()
 
 
-@pytest.mark.parametrize(("method", "options"), variants(METHODS))
-def test_a_model_without_projection_trains(mixed_federation, method, options):
-    result = mf.run(mixed_federation, method, rounds=1, config={**SMALL, "projection": False, **options})
+@pytest.mark.parametrize(("method", "options"), variants(FEATURES))
+def test_a_model_without_projection_trains(mixed_federation, small, method, options):
+    result = mf.run(mixed_federation, method, rounds=1, config=small(method, projection=False, **options))
     assert torch.isfinite(result.final["per_client"]).all()
 
 
 @pytest.mark.parametrize(("method", "options"), variants(METHODS))
-def test_clients_trained_in_a_stack_come_out_the_same(mixed_federation, method, options):
-    config = {**SMALL, **options}
+def test_clients_trained_in_a_stack_come_out_the_same(mixed_federation, small, method, options):
+    config = small(method, **options)
     alone, stacked = (
         state_tensors(mf.run(mixed_federation, method, rounds=1, config={**config, "chunk": chunk}).state)
         for chunk in (1, 3)
@@ -104,16 +113,20 @@ def test_clients_trained_in_a_stack_come_out_the_same(mixed_federation, method, 
 
 
 @pytest.mark.parametrize(("method", "options"), variants(METHODS))
-def test_a_client_with_test_rows_only(federation_with_an_empty_client, method, options):
-    result = mf.run(federation_with_an_empty_client, method, rounds=2, config={**SMALL, **options})
+def test_a_client_with_test_rows_only(federation_with_an_empty_client, small, method, options):
+    result = mf.run(federation_with_an_empty_client, method, rounds=2, config=small(method, **options))
     assert [line["clients"] for line in result.history] == [2, 2]
     assert torch.isfinite(result.final["per_client"]).all()
 
 
 @pytest.mark.parametrize(("method", "options"), variants(METHODS))
 @pytest.mark.parametrize("level", ["client", "sample"])
-def test_missing_modalities(toy_federation, method, options, level):
+def test_missing_modalities(toy_federation, small, method, options, level):
     federation = data.with_missing(toy_federation, rate=0.8, level=level, seed=1)
-    result = mf.run(federation, method, rounds=2, config={**SMALL, **options})
+    result = mf.run(federation, method, rounds=2, config=small(method, **options))
     assert torch.isfinite(result.final["per_client"]).all()
-    assert all(t.isfinite().all() for n, t in state_tensors(result.state).items() if n.startswith("shared/"))
+    assert all(
+        t.isfinite().all()
+        for n, t in state_tensors(result.state).items()
+        if n.startswith(("shared/", "models/"))
+    )

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from mmfl_fast import algorithms
+from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
 from mmfl_fast.data import Federation
 from mmfl_fast.experiments.fairness import (
     UnfairComparisonError,
@@ -26,9 +27,12 @@ def planned(labels: list[str], federation: Federation, unequal: tuple[str, ...] 
     refuse_unequal_plans(experiment, [Method.parse(label) for label in labels], federation, unequal)
 
 
-def test_all_methods_of_the_package_take_the_same_effort(mixed_federation: Federation) -> None:
+def test_all_methods_of_a_model_take_the_same_effort(mixed_federation: Federation) -> None:
+    fusion = [m for m in algorithms.names() if issubclass(algorithms.get(m), FusionAlgorithm)]
+    features = [m for m in algorithms.names() if m not in fusion]
     variants = ["clustering=none", "mixing=none", "projection=false"]
-    planned([*algorithms.names(), *(f"m3fed,{v}" for v in variants)], mixed_federation)
+    planned([*features, *(f"m3fed,{v}" for v in variants)], mixed_federation)
+    planned(fusion, mixed_federation)
 
 
 def test_planned_effort_is_what_a_run_takes(mixed_federation: Federation, tmp_path: Path) -> None:

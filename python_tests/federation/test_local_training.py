@@ -52,13 +52,15 @@ def test_one_client_as_a_plain_torch_loop(toy_federation):
     assert torch.equal(result.params["b"], begin["b"])
 
 
-def test_stack_equals_each_client_alone(toy_federation):
+@pytest.mark.parametrize("largest_norm", [None, 0.3])
+def test_stack_equals_each_client_alone(toy_federation, largest_norm):
     clients = toy_federation.clients
     assert len({c.num_train for c in clients}) > 1, "unequal sizes are what the stack has to handle"
     begin = start(clients[0].task)
-    together = train_clients(clients, [begin] * len(clients), phases(), 0, seed=1)
+    passes = phases(largest_norm=largest_norm)
+    together = train_clients(clients, [begin] * len(clients), passes, 0, seed=1)
     for client, stacked in zip(clients, together, strict=True):
-        (alone,) = train_clients([client], [begin], phases(), 0, seed=1)
+        (alone,) = train_clients([client], [begin], passes, 0, seed=1)
         assert (alone.steps, alone.samples) == (stacked.steps, stacked.samples)
         torch.testing.assert_close(alone.loss, stacked.loss, rtol=1e-5, atol=1e-6)
         for name in begin:
@@ -97,3 +99,13 @@ def test_a_part_that_no_client_has_is_an_error(toy_federation):
     client = toy_federation.clients[0]
     with pytest.raises(ValueError, match="phase 'first': trainable part 'psi'"):
         train_clients([client], [start(client.task)], phases(trainable=("psi",)), 0, seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_step_is_no_longer_than_the_largest_norm_allows(toy_federation, count):
+    clients = toy_federation.clients[:count]
+    begin = start(clients[0].task)
+    one_step = Phase("first", loss, ("w", "b"), Sgd(1.0), batch_size=64, largest_norm=0.01)
+    for result in train_clients(clients, [begin] * count, [one_step], 0, seed=0):
+        square = sum((result.params[name] - begin[name]).square().sum() for name in begin)
+        torch.testing.assert_close(square.sqrt(), torch.tensor(0.01), rtol=1e-3, atol=0)

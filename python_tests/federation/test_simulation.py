@@ -49,9 +49,9 @@ def test_number_of_threads_changes_no_bit(toy_federation):
 
 
 @pytest.mark.parametrize("method", mf.algorithms.names())
-def test_chunks_change_nothing_but_rounding(toy_federation, method):
-    alone = mf.run(toy_federation, method, rounds=2, config=SMALL).state
-    stacked = mf.run(toy_federation, method, rounds=2, config={**SMALL, "chunk": 3}).state
+def test_chunks_change_nothing_but_rounding(toy_federation, small, method):
+    alone = mf.run(toy_federation, method, rounds=2, config=small(method)).state
+    stacked = mf.run(toy_federation, method, rounds=2, config=small(method, chunk=3)).state
     for (name, a), b in zip(state_tensors(alone).items(), state_tensors(stacked).values(), strict=True):
         # Pearson of nearly parallel updates has an infinite slope in its angle: rounding shows there more.
         tolerance = 1e-3 if name == "affinity" else 1e-5
@@ -125,8 +125,8 @@ def test_bytes_count_what_crosses_the_network(toy_federation):
 
 
 @pytest.mark.parametrize("method", mf.algorithms.names())
-def test_a_resumed_run_ends_at_the_same_bits(toy_federation, tmp_path, method, monkeypatch):
-    config = {**SMALL, "checkpoint_every": 2, "participation": 0.6}
+def test_a_resumed_run_ends_at_the_same_bits(toy_federation, small, tmp_path, method, monkeypatch):
+    config = small(method, checkpoint_every=2, participation=0.6)
     whole = mf.run(toy_federation, method, rounds=7, out=tmp_path / "whole", config=config)
 
     original = simulation._Run.round
@@ -184,9 +184,9 @@ def test_a_damaged_checkpoint_stops_the_resume(toy_federation, tmp_path):
 
 
 @pytest.mark.parametrize("method", mf.algorithms.names())
-def test_an_empty_client_is_left_out_and_its_state_kept(federation_with_an_empty_client, method):
+def test_an_empty_client_is_left_out_and_its_state_kept(federation_with_an_empty_client, small, method):
     federation = federation_with_an_empty_client
-    result = mf.run(federation, method, rounds=2, config=SMALL)
+    result = mf.run(federation, method, rounds=2, config=small(method))
     assert result.history[-1]["clients"] == len(federation.clients) - 1
     assert torch.isfinite(
         result.final["per_client"][[len(c.test_rows) > 0 for c in federation.clients]]

@@ -1,0 +1,53 @@
+"""FedAvg over the multimodal model: data-weighted averaging, whatever modalities a client holds.
+
+Every client starts from the whole model and returns all of it, so the average takes in the encoders of
+clients that do not own their modality. Such a client hands its copy back as it came, but for weight decay and
+for what ``absent: zero-fill`` trains on inputs of zero: it holds the average back. Averaging an encoder over
+its owners alone is another method, Mm-FedAvg (papers.md 6.7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.algorithms.fedavg import group_means
+from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
+from mmfl_fast.data import Client, Federation
+from mmfl_fast.federation import ClientState, ParameterTable, State, Uploads
+
+
+@dataclass(frozen=True)
+class FusionState(State):
+    """What the server keeps.
+
+    Attributes:
+        models: task number -> the model of the task's clients.
+        task: int64 ``[K]``, the task of each client.
+    """
+
+    models: ParameterTable
+    task: Tensor
+
+
+class FusionFedAvg(FusionAlgorithm):
+    """``theta = sum_i n_i theta_i / n`` over the clients of a task; tasks do not meet."""
+
+    def setup(self, federation: Federation, generator: torch.Generator) -> FusionState:
+        """One model per task."""
+        return FusionState(
+            shared={},
+            personal=ParameterTable({}),
+            models=ParameterTable(dict(enumerate(self.initial_models(federation, generator)))),
+            task=torch.tensor([c.task_index for c in federation.clients]),
+        )
+
+    def broadcast(self, state: FusionState, client: Client) -> ClientState:
+        """Send the model of the client's task."""
+        return state.models[client.task_index]
+
+    def aggregate(self, state: FusionState, uploads: Uploads, weights: Tensor) -> FusionState:
+        """Average each task that took part; the others keep their model."""
+        return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))
