@@ -20,6 +20,7 @@ _PLACES = {
     "fedmeta": ("fedmeta", "FedMeta"),
     "mcarn": ("mcarn", "MCARN"),
     "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
+    "fedprox": ("fedprox", "FedProx"),
 }
 
 

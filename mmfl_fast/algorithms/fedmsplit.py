@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mmfl_fast.algorithms.client_graph import pass_messages, shared_blocks
 from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.drift import squared_drift
 from mmfl_fast.algorithms.plain_training import PlainTraining, PlainTrainingConfig
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation import Batch, ClientState, Context, ParameterTable, State, Uploads, part_of
@@ -72,9 +73,8 @@ class FedMSplit(PlainTraining):
 
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """Cross-entropy and the pull to the aggregate, which is what the client started from."""
-        drift = [(tensor - context.start[name]).square().sum() for name, tensor in params.items()]
         pull: float = self.config.lambda_
-        return super().loss(params, batch, context) + pull * torch.stack(drift).sum()
+        return super().loss(params, batch, context) + pull * squared_drift(params, context.start)
 
     def upload(self, params: ClientState, client: Client) -> dict[str, Tensor]:
         """Send the blocks that the client owns: no input layer of a modality that it does not hold."""
