@@ -21,6 +21,7 @@ _PLACES = {
     "mcarn": ("mcarn", "MCARN"),
     "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
     "fedprox": ("fedprox", "FedProx"),
+    "fediot": ("fediot", "FedIoT"),
 }
 
 
