@@ -20,6 +20,7 @@ _PLACES = {
     "fedmeta": ("fedmeta", "FedMeta"),
     "mcarn": ("mcarn", "MCARN"),
     "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
+    "mfcpl": ("mfcpl", "MFCPL"),
     "fedprox": ("fedprox", "FedProx"),
     "fediot": ("fediot", "FedIoT"),
 }

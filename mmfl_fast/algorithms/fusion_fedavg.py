@@ -9,6 +9,7 @@ its owners alone is another method, Mm-FedAvg (papers.md 6.7).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,10 +45,11 @@ class FusionFedAvg(FusionAlgorithm):
             task=torch.tensor([c.task_index for c in federation.clients]),
         )
 
-    def broadcast(self, state: FusionState, client: Client) -> ClientState:
+    def broadcast(self, state: Any, client: Client) -> ClientState:
         """Send the model of the client's task."""
-        return state.models[client.task_index]
+        model: ClientState = state.models[client.task_index]
+        return model
 
-    def aggregate(self, state: FusionState, uploads: Uploads, weights: Tensor) -> FusionState:
+    def aggregate(self, state: Any, uploads: Uploads, weights: Tensor) -> Any:
         """Average each task that took part; the others keep their model."""
         return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))

@@ -162,7 +162,7 @@ class _Run:
         engine = self._engine
         clients = sample_clients(self._federation.clients, engine.participation, number, self._seed)
         starts = [self._algorithm.broadcast(state, c) for c in clients]
-        results, passes = self._train(clients, starts, number)
+        results, uploaded, passes = self._train(clients, starts, number)
         self._refuse_diverged(clients, results, number)
         trained = time.perf_counter()
 
@@ -171,9 +171,7 @@ class _Run:
             c.index: {n: t for n, t in r.params.items() if part_of(n) in personal or "*" in personal}
             for c, r in zip(clients, results, strict=True)
         }
-        uploads = Uploads(
-            clients, [self._algorithm.upload(r.params, c) for c, r in zip(clients, results, strict=True)]
-        )
+        uploads = Uploads(clients, uploaded)
         sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64, device=self.device)
         state = replace(state, personal=state.personal.replace({i: k for i, k in kept.items() if k}))
         state = self._algorithm.aggregate(state, uploads, sizes / sizes.sum())
@@ -215,23 +213,26 @@ class _Run:
 
     def _train(
         self, clients: list[Client], starts: list[ClientState], number: int
-    ) -> tuple[list[LocalResult], list[float]]:
-        """Return what training made of each client, and the seconds it took."""
+    ) -> tuple[list[LocalResult], list[dict[str, Tensor]], list[float]]:
+        """Return what training made of each client, what it uploads, and the seconds both took."""
         chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
         phases = self._algorithm.client_phases()
 
-        def train(chunk: list[int]) -> tuple[list[LocalResult], float]:
+        def train(chunk: list[int]) -> tuple[list[LocalResult], list[dict[str, Tensor]], float]:
             began = self._clock()
             results = train_clients(
                 [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed
             )
-            return results, (self._clock() - began) / len(chunk)
+            uploads = [
+                self._algorithm.upload(r.params, clients[p]) for p, r in zip(chunk, results, strict=True)
+            ]
+            return results, uploads, (self._clock() - began) / len(chunk)
 
-        by_position: dict[int, tuple[LocalResult, float]] = {}
-        for chunk, (results, seconds) in zip(chunks, self._workers.map(train, chunks), strict=True):
-            by_position.update({p: (r, seconds) for p, r in zip(chunk, results, strict=True)})
+        by_position: dict[int, tuple[LocalResult, dict[str, Tensor], float]] = {}
+        for chunk, (results, uploads, seconds) in zip(chunks, self._workers.map(train, chunks), strict=True):
+            by_position.update({p: (r, u, seconds) for p, r, u in zip(chunk, results, uploads, strict=True)})
         trained = [by_position[p] for p in range(len(clients))]
-        return [result for result, _ in trained], [seconds for _, seconds in trained]
+        return [r for r, _, _ in trained], [u for _, u, _ in trained], [s for _, _, s in trained]
 
     def _clock(self) -> float:
         """Seconds: on a CPU of this thread's processor time, which other work here hardly changes."""
