@@ -23,6 +23,7 @@ _PLACES = {
     "mfcpl": ("mfcpl", "MFCPL"),
     "fedprox": ("fedprox", "FedProx"),
     "fediot": ("fediot", "FedIoT"),
+    "fedopt": ("fedopt", "FedOpt"),
 }
 
 

@@ -14,7 +14,7 @@ VARIANTS = [(m, {}) for m in METHODS]
 
 @pytest.fixture
 def hard_federation():
-    """Three modalities; clients of one, of two, of all and of none, one of a single row; a class of nobody."""
+    """Three modalities; clients of one, two, all and none of them, one of a single row; a class of nobody."""
     held = [
         (True, False, False),
         (False, True, False),
