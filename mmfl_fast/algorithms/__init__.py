@@ -24,6 +24,7 @@ _PLACES = {
     "fedprox": ("fedprox", "FedProx"),
     "fediot": ("fediot", "FedIoT"),
     "fedopt": ("fedopt", "FedOpt"),
+    "fedproto": ("fedproto", "FedProto"),
 }
 
 

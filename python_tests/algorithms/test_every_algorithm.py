@@ -25,6 +25,8 @@ def variants(methods):
         "fedmeta": [{"variant": "meta-sgd"}],
         "mcarn": [{"margins": "equal", "calibration": 0.0}],
         "fusion-fedavg": [{"absent": "zero-fill"}],
+        "fedopt": [{"server_optimiser": "yogi"}],
+        "fedproto": [{"exchange_weights": False, "prototype_weights": "count", "min_count": 1}],
         "mfcpl": [{"batch_proto": True, "alignment": "smooth_l1", "prototype_weights": "count"}],
     }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]

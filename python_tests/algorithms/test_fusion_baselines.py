@@ -9,7 +9,7 @@ from mmfl_fast import data
 from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
 
 METHODS = [m for m in mf.algorithms.names() if issubclass(mf.algorithms.get(m), FusionAlgorithm)]
-VARIANTS = [(m, {}) for m in METHODS]
+VARIANTS = [*((m, {}) for m in METHODS), ("fedproto", {"exchange_weights": False})]
 
 
 @pytest.fixture
