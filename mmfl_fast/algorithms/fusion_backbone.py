@@ -70,11 +70,19 @@ class FusionAlgorithm(Algorithm):
         return [self._initial_model(task, generator) for task in federation.tasks]
 
     def encode(self, params: ClientState, inputs: Inputs) -> dict[str, Tensor]:
-        """Features of every step, modality -> ``[B, steps, width]``, of absent modalities too."""
-        return {
-            m: nn.encoder(self._kind(m, x.shape[1:]), params, f"encoder.{m}", x)
-            for m, x in inputs.values.items()
-        }
+        """Features of every step, modality -> ``[B, steps, width]``.
+
+        Those of absent modalities mean nothing where the attention leaves them out; if no row of a batch has
+        a modality, its encoder need not run.
+        """
+        features = {}
+        for (m, x), here in zip(inputs.values.items(), inputs.present.unbind(dim=1), strict=True):
+            kind = self._kind(m, x.shape[1:])
+            if self.config.absent == "mask" and nn.surely_absent(here):
+                features[m] = x.new_zeros(len(x), nn.encoder_steps(kind, x.shape[1:]), self.config.width)
+            else:
+                features[m] = nn.encoder(kind, params, f"encoder.{m}", x)
+        return features
 
     def fuse(self, params: ClientState, features: dict[str, Tensor], present: Tensor) -> Tensor:
         """Attend over the steps of all modalities: z ``[B, heads * width]``.

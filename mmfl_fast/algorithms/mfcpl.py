@@ -5,12 +5,15 @@ each class over the clients of all kinds. To the model of :mod:`mmfl_fast.algori
 projection heads into the space of prototypes, ``g1`` of the fused features z and ``g2`` of the mean f_m of a
 modality's features over its steps:
 
-    u = g1(z),  v_m = g2(f_m) for the modalities Omega that a row has
+    u = g1(z),  v_m = g2(f_m) / ||g2(f_m)|| for the modalities Omega that a row has
     L = CE + a1 CMPR + a2 CMPC + a3 CMA
 
     CMPR  mean over rows and dimensions of (u - P^y)^2
     CMPC  mean over rows of 1/|Omega| sum_m -log( exp(cos(v_m, P^y) / tau) / sum_k exp(cos(v_m, P^k) / tau) )
     CMA   mean over rows of sum_{m < m'} ||v_m - v_m'||^2
+
+Without unit vectors CMA, a sum over 128 dimensions, would drown the rest and shrink ``g2`` before aligning
+anything.
 
 After local training a client sends p_i^k, the mean of u over its rows of class k. The server averages the
 models as FedAvg does and the prototypes over the clients that sent the class, whatever they hold, and sends
@@ -230,7 +233,8 @@ def modality_alignment(v: Tensor, present: Tensor, counted: Tensor, distance: st
         Mean over the counted rows, exactly 0 where each has one modality.
     """
     first, second = torch.triu_indices(len(v), len(v), offset=1, device=v.device)
-    difference = v[first] - v[second]
+    units = nn.unit_rows(v.flatten(0, 1)).view(v.shape)
+    difference = units[first] - units[second]
     if distance == "l2":
         elements = difference.square()
     elif distance == "l1":

@@ -7,6 +7,7 @@ it would depend on which clients are trained together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -39,6 +40,13 @@ def encoder_kind(shape: Sequence[int]) -> EncoderKind:
         )
     kinds: tuple[EncoderKind, ...] = ("vector", "series", "image")
     return kinds[len(shape) - 1]
+
+
+def encoder_steps(kind: EncoderKind, shape: Sequence[int]) -> int:
+    """Steps that an encoder makes of a row: T / 8 of a series, rounded up, T of tokens, otherwise 1."""
+    if kind == "series":
+        return _halved(shape[0], _SERIES_LAYERS)
+    return shape[0] if kind == "tokens" else 1
 
 
 def init_encoder(
@@ -76,9 +84,9 @@ def init_encoder(
     if kind == "tokens":
         return init_gru(f"{name}.gru", shape[1], width, generator)
     if kind == "vector":
-        return init_two_layer(f"{name}.mlp", torch.Size(shape).numel(), width, width, generator)
+        return init_two_layer(f"{name}.mlp", math.prod(shape), width, width, generator)
     channels = [1 if len(shape) == 2 else shape[0], *(filters * 2**i for i in range(_IMAGE_LAYERS))]
-    cells = torch.Size(-(-size // 2**_IMAGE_LAYERS) for size in shape[-2:]).numel()
+    cells = math.prod(_halved(size, _IMAGE_LAYERS) for size in shape[-2:])
     return {
         **init_convolutions(f"{name}.conv", channels, (3, 3), generator),
         **init_linear(f"{name}.out", channels[-1] * cells, width, generator),
@@ -99,7 +107,7 @@ def encoder(kind: EncoderKind, params: Mapping[str, Tensor], name: str, x: Tenso
         x: ``[B, ...]`` of that shape.
 
     Returns:
-        ``[B, steps, width]``: T / 8 steps, rounded up, of a series, T of tokens, otherwise 1.
+        ``[B, steps, width]``, as many steps as :func:`encoder_steps` says.
     """
     if kind == "series":
         x = convolutions(params, f"{name}.conv", _SERIES_LAYERS, x.transpose(1, 2))
@@ -110,3 +118,7 @@ def encoder(kind: EncoderKind, params: Mapping[str, Tensor], name: str, x: Tenso
         return two_layer(params, f"{name}.mlp", x.flatten(1)).unsqueeze(1)
     x = convolutions(params, f"{name}.conv", _IMAGE_LAYERS, x.unsqueeze(1) if x.dim() == 3 else x)
     return linear(params, f"{name}.out", x.flatten(1)).unsqueeze(1)
+
+
+def _halved(size: int, times: int) -> int:
+    return math.ceil(size / (1 << times))

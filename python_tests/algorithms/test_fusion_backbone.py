@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import mmfl_fast as mf
-from mmfl_fast import data
+from mmfl_fast import data, nn
 from mmfl_fast.federation import Context, Inputs
 from mmfl_fast.federation.batching import gather
 
@@ -56,6 +56,25 @@ def test_a_masked_modality_has_no_say_and_its_encoder_no_gradient(trial, toy_fed
             own = [g for n, g in gradients.items() if n.startswith(f"encoder.{modality}.")]
             moved = max(float(g.abs().max()) for g in own)
             assert (moved > 0) == (modality in client.modalities)
+
+
+def test_an_encoder_that_no_row_needs_does_not_run(trial, toy_federation, monkeypatch):
+    federation = data.with_missing(toy_federation, rate=1.0, seed=3)
+    run = trial("fusion-fedavg", federation=federation)
+    skipped = run.train()
+    monkeypatch.setattr(nn, "surely_absent", lambda _: False)
+    for mine, whole in zip(skipped, run.train(), strict=True):
+        assert all(torch.equal(mine[n], whole[n]) for n in whole)
+
+    def refuse(kind, params, name, x):
+        raise AssertionError(name)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(nn, "encoder", refuse)
+    client, params = federation.clients[0], run.starts()[0]
+    (held,) = client.modalities
+    with pytest.raises(AssertionError, match=f"^encoder.{held}$"):
+        run.algorithm.predict(params, gather(client.task, client.train_rows).inputs)
 
 
 def test_zero_fill_encodes_inputs_of_zero(trial, toy_federation):

@@ -29,6 +29,7 @@ def test_a_feature_per_step_and_every_parameter_has_a_gradient(kind, shape, step
     params = {n: t.requires_grad_() for n, t in parameters(kind, shape).items()}
     features = nn.encoder(kind, params, "e", torch.randn(4, *shape))
     assert features.shape == (4, steps, WIDTH)
+    assert nn.encoder_steps(kind, shape) == steps
     gradients = torch.autograd.grad((features * torch.randn(features.shape)).sum(), list(params.values()))
     for name, gradient in zip(params, gradients, strict=True):
         assert gradient.abs().max() > 0, name
