@@ -25,6 +25,7 @@ _PLACES = {
     "fediot": ("fediot", "FedIoT"),
     "fedopt": ("fedopt", "FedOpt"),
     "fedproto": ("fedproto", "FedProto"),
+    "moon": ("moon", "MOON"),
 }
 
 
