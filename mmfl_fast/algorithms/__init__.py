@@ -26,6 +26,7 @@ _PLACES = {
     "fedopt": ("fedopt", "FedOpt"),
     "fedproto": ("fedproto", "FedProto"),
     "moon": ("moon", "MOON"),
+    "fusion-fedmsplit": ("fusion_fedmsplit", "FusionFedMSplit"),
 }
 
 
