@@ -14,7 +14,7 @@ from mmfl_fast.algorithms.mfcpl import (
     prototype_regression,
 )
 from mmfl_fast.algorithms.prototype_exchange import local_prototypes, mean_prototypes
-from mmfl_fast.federation import Context, part_of
+from mmfl_fast.federation import Batch, Context, Inputs, part_of
 from mmfl_fast.federation.batching import gather
 from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.client_workers import one_torch_thread
@@ -299,6 +299,26 @@ def test_a_missing_modality_gives_its_encoder_no_gradient(second_round, term, ab
     assert held == {("left",), ("right",)}
 
 
+@pytest.mark.parametrize("batch_proto", [False, True])
+def test_rows_without_any_modality_move_nothing_but_cross_entropy(second_round, toy_federation, batch_proto):
+    run = second_round(toy_federation, batch_proto=batch_proto, **dict.fromkeys(WEIGHTS, 1.0))
+    start = run.starts()[0]
+    batch = gather(run.federation.clients[0].task, run.federation.clients[0].train_rows)
+    plain = type(run.algorithm)(run.algorithm.config.model_copy(update=NONE))
+
+    def terms(present):
+        emptied = batch._replace(inputs=Inputs(batch.inputs.values, present))
+        context = Context(start, 1)
+        return run.algorithm.loss(start, emptied, context) - plain.loss(start, emptied, context)
+
+    some = torch.ones_like(batch.inputs.present)
+    some[::2] = False
+    kept = Batch(Inputs({m: x[1::2] for m, x in batch.inputs.values.items()}, some[1::2]), batch.labels[1::2])
+    expected = run.algorithm.loss(start, kept, Context(start, 1)) - plain.loss(start, kept, Context(start, 1))
+    torch.testing.assert_close(terms(some), expected)
+    assert terms(torch.zeros_like(some)) == 0
+
+
 @pytest.mark.parametrize("alignment", ["l2", "l1", "smooth_l1"])
 def test_alignment_is_exactly_zero_for_uni_modal_clients(second_round, alignment):
     run = second_round(alignment=alignment, **only("cma"))
@@ -427,3 +447,27 @@ def test_nobody_has_enough_rows_for_a_prototype(small):
     assert result.history[-1]["prototype_share"] == 0.0
     assert math.isnan(result.history[-1]["prototype_gap"])
     assert all(t.isfinite().all() for t in result.state.models[0].values())
+
+
+def four_sensors(seed):
+    """Twenty people with habits of their own, five activities, four sensors that each tell them apart."""
+    generator = np.random.default_rng(seed)
+    labels, people = generator.integers(5, size=800), np.repeat(np.arange(20), 40)
+    values = {}
+    for sensor in ("wrist", "ankle", "chest", "head"):
+        centres, habits = generator.normal(0, 0.7, (5, 12)), generator.normal(0, 0.5, (20, 12))
+        values[sensor] = centres[labels] + habits[people] + generator.normal(0, 1.2, (800, 12))
+    return data.from_arrays(values, labels, people, seed=seed)
+
+
+def test_at_a_missing_rate_of_80_percent_it_beats_fedavg_with_zero_filling(small):
+    def mean_f1(method, **options):
+        config = small(method, width=16, attention_width=32, head_width=16, participation=0.5, **options)
+        scores = []
+        for seed in range(3):
+            federation = data.with_missing(four_sensors(seed), rate=0.8, seed=seed)
+            run = mf.run(federation, method, rounds=40, seed=seed, config={**config, "evaluate_every": 40})
+            scores.append(run.final["macro_f1"])
+        return np.mean(scores)
+
+    assert mean_f1("mfcpl") > mean_f1("fusion-fedavg", absent="zero-fill")
