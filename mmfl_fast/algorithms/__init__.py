@@ -27,6 +27,7 @@ _PLACES = {
     "fedproto": ("fedproto", "FedProto"),
     "moon": ("moon", "MOON"),
     "fusion-fedmsplit": ("fusion_fedmsplit", "FusionFedMSplit"),
+    "creamfl": ("creamfl", "CreamFL"),
 }
 
 

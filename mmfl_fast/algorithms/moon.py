@@ -24,7 +24,8 @@ from torch import Tensor
 from mmfl_fast import nn
 from mmfl_fast.algorithms.fusion_backbone import FusionConfig
 from mmfl_fast.algorithms.fusion_fedavg import FusionFedAvg, FusionState
-from mmfl_fast.algorithms.own_copy import OWN, own_copy, with_own_copy
+from mmfl_fast.algorithms.own_copy import own_copy
+from mmfl_fast.algorithms.previous_model import PERSONAL, no_previous_model, with_previous_model
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation import (
     Batch,
@@ -33,7 +34,6 @@ from mmfl_fast.federation import (
     Inputs,
     ParameterTable,
     Phase,
-    part_of,
 )
 
 _REPRESENTED = ("encoder", "fusion", "projection")
@@ -51,7 +51,7 @@ class MOON(FusionFedAvg):
     """FedAvg with a contrast between models; a client's previous model stays with it."""
 
     Config = MOONConfig
-    personal = (OWN, "previous")
+    personal = PERSONAL
     trained = (*FusionFedAvg.trained, "projection")
 
     def initial_models(self, federation: Federation, generator: torch.Generator) -> list[ClientState]:
@@ -70,12 +70,10 @@ class MOON(FusionFedAvg):
     def setup(self, federation: Federation, generator: torch.Generator) -> FusionState:
         """FedAvg's start; room for a previous model that nobody has yet."""
         start = super().setup(federation, generator)
-        room = {}
-        for client in federation.clients:
-            model = with_own_copy(start.models[client.task_index], _REPRESENTED)
-            copy = {n: t for n, t in model.items() if part_of(n) == OWN}
-            room[client.index] = {**copy, "previous.exists": torch.zeros(())}
-        return replace(start, personal=ParameterTable(room))
+        none = [no_previous_model(start.models[i], _REPRESENTED) for i in range(len(federation.tasks))]
+        return replace(
+            start, personal=ParameterTable({c.index: none[c.task_index] for c in federation.clients})
+        )
 
     def broadcast(self, state: FusionState, client: Client) -> ClientState:
         """Send the model; the previous one is the client's own."""
@@ -84,7 +82,7 @@ class MOON(FusionFedAvg):
     def client_phases(self) -> list[Phase]:
         """FedAvg's; behind the last pass its result becomes the previous model."""
         *passes, last = super().client_phases()
-        return [*passes, replace(last, after=_keep)]
+        return [*passes, replace(last, after=lambda params: with_previous_model(params, _REPRESENTED))]
 
     def represent(self, params: ClientState, inputs: Inputs) -> Tensor:
         """``g(z)``: ``[B, projection_width]``."""
@@ -121,8 +119,3 @@ def model_contrast(
     positive, negative = ((unit * nn.unit_rows(r)).sum(dim=1) / temperature for r in (common, previous))
     losses = F.softplus(negative - positive)
     return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def _keep(params: ClientState) -> ClientState:
-    exists = torch.ones_like(params["previous.exists"])
-    return {**with_own_copy(params, _REPRESENTED), "previous.exists": exists}
