@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mmfl_fast.data.dataset import DataSet, Features, Root, data_root, verified_paths
 
-_INPUT, _LABELS, _PEOPLE = "input:", "labels", "people"
+_INPUT, _LABELS = "input:", "labels"
+_OPTIONAL = ("people", "is_train", "sequence")
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ def _read(path: Path) -> Features:
     if {name: _crc32(tensor) for name, tensor in tensors.items()} != checksums or _LABELS not in tensors:
         raise _DamagedEntryError("checksums do not match")
     return Features(
-        inputs={name[len(_INPUT) :]: x for name, x in tensors.items() if name.startswith(_INPUT)},
+        # The file sorts its tensors; the checksums keep the order of the modalities, a mask's columns.
+        inputs={name[len(_INPUT) :]: tensors[name] for name in checksums if name.startswith(_INPUT)},
         labels=tensors[_LABELS],
-        people=tensors.get(_PEOPLE),
+        **{name: tensors.get(name) for name in _OPTIONAL},
     )
 
 
@@ -82,8 +84,7 @@ def _write(path: Path, features: Features) -> None:
 
     tensors: dict[str, NDArray[np.generic]] = {_INPUT + name: x for name, x in features.inputs.items()}
     tensors[_LABELS] = features.labels
-    if features.people is not None:
-        tensors[_PEOPLE] = features.people
+    tensors.update({name: x for name in _OPTIONAL if (x := getattr(features, name)) is not None})
     # safetensors writes memory as it lies, whatever the strides say.
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # It notices a short file, but not a changed byte.

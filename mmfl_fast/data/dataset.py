@@ -87,12 +87,28 @@ class Features:
     Attributes:
         inputs: modality name -> float32 ``[N, ...]``.
         labels: int64 ``[N]``, index into ``DataSet.classes``.
-        people: int64 ``[N]``, index into ``DataSet.people``; None if the data set does not say.
+        people: int64 ``[N]``, index into ``DataSet.people``, -1 for someone else; None if the data set does
+            not say.
+        is_train: bool ``[N]``, the published split; None if none is published.
+        sequence: int64 ``[N]``, which uninterrupted recording the sample was cut from, counted in time; None
+            if the samples are not cut from recordings.
     """
 
     inputs: Mapping[str, NDArray[np.float32]]
     labels: NDArray[np.int64]
     people: NDArray[np.int64] | None = None
+    is_train: NDArray[np.bool_] | None = None
+    sequence: NDArray[np.int64] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Features:
+        """Return the samples at ``rows``, in that order."""
+        return Features(
+            inputs={modality: x[rows] for modality, x in self.inputs.items()},
+            labels=self.labels[rows],
+            people=None if self.people is None else self.people[rows],
+            is_train=None if self.is_train is None else self.is_train[rows],
+            sequence=None if self.sequence is None else self.sequence[rows],
+        )
 
 
 Root: TypeAlias = str | os.PathLike[str] | None
@@ -116,6 +132,7 @@ class DataSet:
         extract: file name -> path, to features.
         features_version: changes whenever ``extract`` returns other numbers; part of the cache's key.
         people: names of the people who produced the samples, natural clients; empty if unknown.
+        num_train: size of the published training part; None if no split is published.
     """
 
     name: str
@@ -130,6 +147,7 @@ class DataSet:
     extract: Extractor
     features_version: str
     people: tuple[str, ...] = ()
+    num_train: int | None = None
 
 
 def data_root(root: Root) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfl_fast.data.dataset import DataSet, SourceFile
+from mmfl_fast.data.dataset import DataSet, Features, SourceFile
 
 
 def find_problems(dataset: DataSet, root: Path) -> list[str]:
@@ -31,10 +31,18 @@ def _sample_problems(dataset: DataSet, folder: Path) -> list[str]:
     expected_and_found = {
         "samples per class": (list(dataset.classes.values()), counts),
         "feature shapes": (dict(dataset.modalities), {m: x.shape[1:] for m, x in features.inputs.items()}),
-        "people": (len(dataset.people), 0 if features.people is None else np.unique(features.people).size),
+        "people": (len(dataset.people), _num_people(features)),
+        "training samples": (
+            dataset.num_train,
+            None if features.is_train is None else int(features.is_train.sum()),
+        ),
     }
     return [
         f"{dataset.name}: expected {what} {expected}, read {found}"
         for what, (expected, found) in expected_and_found.items()
         if expected != found
     ]
+
+
+def _num_people(features: Features) -> int:
+    return 0 if features.people is None else np.unique(features.people[features.people >= 0]).size

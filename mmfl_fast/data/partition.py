@@ -1,4 +1,4 @@
-"""Who holds which row: Dirichlet label partition, and the 80/20 split inside each client."""
+"""Who holds which row, and who tests: Dirichlet label partitions, splits at random and in time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ MIN_TRAIN_ROWS = 2
 
 
 def dirichlet(
-    fed: Federation, clients: int | Mapping[str, int] = 20, alpha: float = 0.4, seed: int = 0
+    fed: Federation,
+    clients: int | Mapping[str, int] = 20,
+    alpha: float = 0.4,
+    seed: int = 0,
+    within_clients: bool = False,
 ) -> Federation:
     """Deal the rows of each task to new clients by label, and keep each row's side of the split.
 
@@ -33,23 +37,25 @@ def dirichlet(
         fed: any federation; its clients are replaced.
         clients: number of clients of every task, or task name -> number; tasks not named keep their clients.
         alpha: concentration; the smaller, the fewer classes a client has.
-        seed: the draw depends on this and on the task's name only.
+        seed: the draw depends on this and on the names of the task and its clients only.
+        within_clients: deal the rows of each client to ``clients`` parts of it, as FedMultimodal does with
+            the subjects of UCI-HAR; a client without training rows stays whole.
 
     Returns:
-        The same rows with clients named ``"0"``, ``"1"``, ...
+        The same rows with clients named ``"0"``, ``"1"``, ...; parts of ``"ann"`` are ``"ann-0"``, ...
 
     Raises:
         TypeError: ``clients`` or ``alpha`` is of the wrong type.
-        ValueError: a number is out of range, ``clients`` names an unknown task, or a task has too few
-            training rows for two per client.
+        ValueError: a number is out of range, ``clients`` names an unknown task, or a task or client has too
+            few training rows for two each.
     """
     alpha = require_positive("alpha", alpha)
     counts = _clients_per_task(fed, clients)
+    deal = _dealt_within_clients if within_clients else _dealt_again
     return replace(
         fed,
         tasks=tuple(
-            _dealt_again(task, counts[task.name], alpha, seed) if task.name in counts else task
-            for task in fed.tasks
+            deal(task, counts[task.name], alpha, seed) if task.name in counts else task for task in fed.tasks
         ),
     )
 
@@ -78,6 +84,28 @@ def holdout(owner: Owners, seed: int) -> NDArray[np.bool_]:
     return is_train
 
 
+def holdout_last(group: Owners, sequence: Owners) -> NDArray[np.bool_]:
+    """Return who trains, bool ``[N]``, so that in every group what tests came last.
+
+    Sequences stay whole. The last ones of a group test, at least one: as many as come nearest to a fifth of
+    its rows, which is never all of them. A group with a single sequence keeps it for training.
+
+    Args:
+        group: ``[N]``, such as the person and the activity as one number.
+        sequence: ``[N]``, the uninterrupted recording that a row was cut from, counted in time.
+    """
+    is_train = np.ones(group.size, dtype=np.bool_)
+    for g in np.unique(group):
+        rows = np.flatnonzero(group == g)
+        numbers, sizes = np.unique(sequence[rows], return_counts=True)
+        if numbers.size > 1:
+            # Entry k: so many rows test if the last k + 1 sequences do.
+            num_test = np.cumsum(sizes[::-1])
+            last = int(np.abs(5 * num_test - rows.size).argmin()) + 1
+            is_train[rows[np.isin(sequence[rows], numbers[-last:])]] = False
+    return is_train
+
+
 def random_rank(owner: Owners, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return for each row its place, from 0, in a random order of the rows of its owner."""
     order = np.lexsort((rng.random(owner.size), owner))
@@ -99,18 +127,48 @@ def _clients_per_task(fed: Federation, clients: int | Mapping[str, int]) -> dict
 
 def _dealt_again(task: Task, num_clients: int, alpha: float, seed: int) -> Task:
     rng = stream(seed, "dirichlet", task.name)
-    labels, is_train = task.labels.numpy(), task.is_train.numpy()
-    shares = _dirichlet_shares(labels, num_clients, alpha, rng)
-    owner = np.empty(labels.size, dtype=np.int64)
     try:
-        train_owner = _deal(labels[is_train], shares, rng)
-        owner[is_train] = _top_up(train_owner, num_clients, MIN_TRAIN_ROWS, rng)
+        owner = _deal_both_sides(task.labels.numpy(), task.is_train.numpy(), num_clients, alpha, rng)
     except ValueError as error:
         raise ValueError(f"task {task.name!r}, training rows: {error}") from None
-    owner[~is_train] = _deal(labels[~is_train], shares, rng)
     return replace(
         task, owner=torch.from_numpy(owner), client_names=tuple(str(k) for k in range(num_clients))
     )
+
+
+def _dealt_within_clients(task: Task, num_parts: int, alpha: float, seed: int) -> Task:
+    labels, is_train, old_owner = task.labels.numpy(), task.is_train.numpy(), task.owner.numpy()
+    owner = np.empty_like(old_owner)
+    names: list[str] = []
+    for k, name in enumerate(task.client_names):
+        rows = np.flatnonzero(old_owner == k)
+        if not is_train[rows].any():
+            owner[rows] = len(names)
+            names.append(name)
+            continue
+        rng = stream(seed, "dirichlet", task.name, name)
+        try:
+            part = _deal_both_sides(labels[rows], is_train[rows], num_parts, alpha, rng)
+        except ValueError as error:
+            raise ValueError(f"task {task.name!r}, training rows of client {name!r}: {error}") from None
+        owner[rows] = len(names) + part
+        names += [f"{name}-{p}" for p in range(num_parts)]
+    return replace(task, owner=torch.from_numpy(owner), client_names=tuple(names))
+
+
+def _deal_both_sides(
+    labels: NDArray[np.int64],
+    is_train: NDArray[np.bool_],
+    num_clients: int,
+    alpha: float,
+    rng: np.random.Generator,
+) -> Owners:
+    """Deal training and test rows by the same shares, so that no row moves between them."""
+    shares = _dirichlet_shares(labels, num_clients, alpha, rng)
+    owner = np.empty(labels.size, dtype=np.int64)
+    owner[is_train] = _top_up(_deal(labels[is_train], shares, rng), num_clients, MIN_TRAIN_ROWS, rng)
+    owner[~is_train] = _deal(labels[~is_train], shares, rng)
+    return owner
 
 
 def _dirichlet_shares(

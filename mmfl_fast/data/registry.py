@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,44 +10,20 @@ from mmfl_fast.data.assemble import dirichlet_task, natural_task
 from mmfl_fast.data.cache import load_features
 from mmfl_fast.data.dataset import DataSet, Root, data_root
 from mmfl_fast.data.download import fetch_dataset
+from mmfl_fast.data.entry import Entry
 from mmfl_fast.data.federation import Federation
 from mmfl_fast.data.inspection import find_problems
-from mmfl_fast.data.sources import demo, m3fed_five
+from mmfl_fast.data.sources.demo import DEMO
+from mmfl_fast.data.sources.digits_triple import DIGITS_TRIPLE
 from mmfl_fast.data.sources.fsdd import FSDD
 from mmfl_fast.data.sources.hapt import HAPT
+from mmfl_fast.data.sources.hapt_sensors import HAPT_SENSORS
+from mmfl_fast.data.sources.m3fed_five import M3FED_FIVE
 from mmfl_fast.data.sources.meld import MELD
+from mmfl_fast.data.sources.meld_delivery import MELD_DELIVERY
 from mmfl_fast.data.sources.mnist import MNIST
 from mmfl_fast.data.sources.sign import SIGN
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What ``load`` knows under one name.
-
-    Attributes:
-        name: the name.
-        description: one line for listings.
-        modality: the modalities, separated by commas.
-        licence: of the data.
-        source: publisher and citation.
-        options: option of ``load`` -> its default.
-        datasets: the published data sets it reads; empty if it needs no files.
-        build: makes the federation from ``root`` and all options.
-    """
-
-    name: str
-    description: str
-    modality: str
-    licence: str
-    source: str
-    options: Mapping[str, object]
-    datasets: tuple[DataSet, ...]
-    build: Callable[..., Federation]
-
-    def is_present(self, root: Root = None) -> bool:
-        """Tell whether all files are under the data root; their contents are not looked at."""
-        base = data_root(root)
-        return all(file.locate(base / dataset.folder) for dataset in self.datasets for file in dataset.files)
+from mmfl_fast.data.sources.wikipedia import WIKIPEDIA_PAIRS
 
 
 def load(name: str, *, root: Root = None, **options: object) -> Federation:
@@ -64,7 +38,9 @@ def load(name: str, *, root: Root = None, **options: object) -> Federation:
     * ``seed``: fixes partition, cap and split.
 
     Official training and test parts are pooled, dealt to the clients, and split 80/20 at random inside each
-    as in M3Fed, also with natural clients. Features are extracted once and cached.
+    as in M3Fed, also with natural clients. Sets of several modalities (``"hapt-sensors"``,
+    ``"digits-triple"``, ``"wikipedia"``, ``"meld-delivery"``) are split before anything is dealt; what their
+    ``split`` and other options mean says ``describe(name).build``. Features are extracted once and cached.
 
     Args:
         name: name of one of ``available()``.
@@ -174,29 +150,15 @@ def _build_single(
     return Federation(name=dataset.name, tasks=(task,))
 
 
-def _m3fed_five() -> Entry:
-    datasets = tuple(dataset for dataset, _ in m3fed_five.PARTS)
-    return Entry(
-        name="m3fed-five",
-        description=m3fed_five.DESCRIPTION,
-        modality=", ".join(dict.fromkeys(m for dataset in datasets for m in dataset.modalities)),
-        licence="that of each of the five",
-        source="; ".join(dataset.source for dataset in datasets),
-        options={"alpha": 1.0, "seed": 0, "samples_per_client": None, "scale": 1},
-        datasets=datasets,
-        build=m3fed_five.build,
+_ENTRIES = {
+    entry.name: entry
+    for entry in (
+        DEMO,
+        *map(_single, (MNIST, FSDD, HAPT, MELD, SIGN)),
+        M3FED_FIVE,
+        HAPT_SENSORS,
+        DIGITS_TRIPLE,
+        WIKIPEDIA_PAIRS,
+        MELD_DELIVERY,
     )
-
-
-_DEMO = Entry(
-    name="demo",
-    description=demo.DESCRIPTION,
-    modality=", ".join(demo.MODALITIES.values()),
-    licence=demo.LICENCE,
-    source=demo.SOURCE,
-    options={"alpha": 1.0, "clients": demo.CLIENTS, "seed": 0},
-    datasets=(),
-    build=demo.build,
-)
-
-_ENTRIES = {e.name: e for e in (_DEMO, *map(_single, (MNIST, FSDD, HAPT, MELD, SIGN)), _m3fed_five())}
+}

@@ -72,6 +72,52 @@ def test_clients_per_task(make_federation):
     assert new.tasks[2] is fed.tasks[2]
 
 
+def test_parts_of_a_client_share_its_rows(make_federation):
+    fed = make_federation(rows=2000, clients=6)
+    task = dirichlet(fed, 5, 0.1, seed=1, within_clients=True).tasks[0]
+    (old,) = fed.tasks
+    assert task.client_names == tuple(f"{k}-{p}" for k in range(6) for p in range(5))
+    assert torch.equal(task.owner // 5, old.owner)
+    for kept in ("labels", "is_train", "present"):
+        assert torch.equal(getattr(task, kept), getattr(old, kept))
+    held = torch.bincount(task.owner[task.is_train], minlength=30)
+    assert held.min() >= 2
+    # About 270 rows each if they were dealt evenly; at a = 0.1 most classes of a client go to one part.
+    assert held.double().std() > 30
+
+
+def test_parts_of_a_client_depend_on_its_name_only(make_federation):
+    full = make_federation(rows=900, clients=4)
+    (task,) = full.tasks
+    kept = task.owner != 2
+    fewer = from_arrays(
+        {m: x[kept] for m, x in task.inputs.items()},
+        task.labels[kept],
+        task.owner[kept],
+        np.where(task.is_train[kept], "train", "test"),
+        name=task.name,
+    )
+    whole, part = (dirichlet(f, 3, 0.4, within_clients=True).tasks[0] for f in (full, fewer))
+    assert part.client_names == tuple(f"{k}-{p}" for k in (0, 1, 3) for p in range(3))
+    names = [np.asarray(t.client_names)[t.owner] for t in (whole, part)]
+    assert names[0][kept].tolist() == names[1].tolist()
+
+
+def test_a_client_without_training_rows_stays_whole(federation_with_an_empty_client):
+    task = dirichlet(federation_with_an_empty_client, 2, 1.0, within_clients=True).tasks[0]
+    assert task.client_names == ("0-0", "0-1", "1", "2-0", "2-1")
+    assert (task.owner == 2).nonzero().flatten().tolist() == list(range(20, 40))
+
+
+def test_a_client_too_small_for_its_parts():
+    fed = from_arrays({"a": np.ones((30, 1))}, np.zeros(30, int), ["ann"] * 25 + ["bob"] * 5, name="two")
+    message = (
+        "task 'two', training rows of client 'bob': 4 rows are too few for 3 clients with at least 2 each"
+    )
+    with pytest.raises(ValueError, match=message):
+        dirichlet(fed, 3, within_clients=True)
+
+
 def test_poor_clients_are_topped_up_from_the_largest():
     # One class and a tiny alpha give nearly all rows to one client.
     labels = np.zeros(100, dtype=np.int64)

@@ -26,6 +26,8 @@ def toy(tmp_path, monkeypatch):
             inputs={"image": values[:, None].astype(np.float32), "text": np.ones((5, 2, 3), np.float32)},
             labels=values.astype(np.int64) % 2,
             people=np.arange(5),
+            is_train=values > ord("2"),
+            sequence=values // 2 * 2,
         )
 
     dataset = DataSet(
@@ -54,8 +56,10 @@ def same(a, b):
     return (
         list(a.inputs) == list(b.inputs)
         and all(np.array_equal(a.inputs[m], b.inputs[m]) for m in a.inputs)
-        and np.array_equal(a.labels, b.labels)
-        and np.array_equal(a.people, b.people)
+        and all(
+            np.array_equal(getattr(a, name), getattr(b, name))
+            for name in ("labels", "people", "is_train", "sequence")
+        )
     )
 
 
@@ -67,6 +71,7 @@ def test_features_are_extracted_once(toy, tmp_path):
     assert same(first, second)
     assert second.inputs["text"].dtype == np.float32
     assert second.labels.dtype == np.int64
+    assert second.is_train.tolist() == [False, False, True, True, True]
     assert [path.name for path in entries(tmp_path)] == [f"toy-{cache_key(dataset)}.safetensors"]
 
 
@@ -90,11 +95,26 @@ def test_any_strides_are_kept(toy, tmp_path):
         assert features.labels.tolist() == [9, 7, 5, 3, 1]
 
 
-def test_people_may_be_unknown(toy, tmp_path):
+@pytest.mark.parametrize("unknown", ["people", "is_train", "sequence"])
+def test_what_the_publisher_does_not_say_stays_unknown(toy, tmp_path, unknown):
     dataset, _ = toy
-    anonymous = replace(dataset, extract=lambda files: replace(dataset.extract(files), people=None))
-    load_features(anonymous, tmp_path / "root")
-    assert load_features(anonymous, tmp_path / "root").people is None
+    silent = replace(dataset, extract=lambda files: replace(dataset.extract(files), **{unknown: None}))
+    load_features(silent, tmp_path / "root")
+    again = load_features(silent, tmp_path / "root")
+    assert [name for name in ("people", "is_train", "sequence") if getattr(again, name) is None] == [unknown]
+
+
+def test_modalities_keep_their_order(toy, tmp_path):
+    dataset, _ = toy
+    names = ["zoom", "audio", "motion", "text"]
+    many = replace(
+        dataset,
+        extract=lambda _: Features(
+            {m: np.ones((2, k + 1), np.float32) for k, m in enumerate(names)}, np.arange(2)
+        ),
+    )
+    assert list(load_features(many, tmp_path / "root").inputs) == names
+    assert list(load_features(many, tmp_path / "root").inputs) == names
 
 
 @pytest.mark.parametrize("change", ["version", "checksum"])

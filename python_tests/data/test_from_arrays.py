@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfl_fast.data import from_arrays
+from mmfl_fast.data import dirichlet, from_arrays, with_missing
 
 X = np.arange(12, dtype=np.float64).reshape(6, 2)
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -38,6 +38,29 @@ def test_all_fields():
     assert [c.name for c in fed.clients] == ["mine/2", "mine/7", "mine/10"]
     assert [c.train_rows.tolist() for c in fed.clients] == [[2], [4, 5], [0]]
     assert [c.test_rows.tolist() for c in fed.clients] == [[3], [], [1]]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_any_number_of_modalities_of_any_shape(count):
+    shapes = [(8,), (16, 3), (5, 5), (3, 4, 4), (1,), (24, 7)][:count]
+    generator = np.random.default_rng(0)
+    arrays = {f"m{j}": generator.normal(size=(200, *shape)) for j, shape in enumerate(shapes)}
+    labels = np.arange(200) % 4
+    present = generator.random((200, count)) < 0.7
+    fed = from_arrays(arrays, labels, np.arange(200) // 20, present=present)
+    for task in (fed.tasks[0], dirichlet(fed, 5).tasks[0]):
+        assert task.modalities == tuple(arrays)
+        assert torch.equal(task.present, torch.from_numpy(present))
+        for j, (name, shape) in enumerate(zip(arrays, shapes, strict=True)):
+            kept = torch.from_numpy(present[:, j])
+            assert task.inputs[name].shape == (200, *shape)
+            assert not task.inputs[name][~kept].any()
+            assert np.array_equal(task.inputs[name][kept], arrays[name][present[:, j]].astype(np.float32))
+    (thinned,) = with_missing(fed, 0.8, "client").tasks
+    left = torch.zeros(10, count, dtype=torch.bool)
+    left.index_put_((thinned.owner[thinned.is_train],), thinned.present[thinned.is_train], accumulate=True)
+    assert left.any(dim=1).all()
+    assert not left.all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "bool", "float16", "float32", "float64"])

@@ -32,6 +32,7 @@ def test_no_problems(fsdd):
             "fsdd: expected feature shapes {'audio': (40, 20)}, read {'audio': (40, 24)}",
         ),
         ({"people": ("george",)}, "fsdd: expected people 1, read 6"),
+        ({"num_train": 3000}, "fsdd: expected training samples 3000, read 2700"),
     ],
 )
 def test_other_samples_than_published_are_named(fsdd, changes, problem):

@@ -13,14 +13,15 @@ import mmfl_fast.data as data
 from mmfl_fast.data.dataset import MissingDataError
 
 SETS = ["mnist", "fsdd", "hapt", "meld", "sign"]
+MULTIMODAL = ["hapt-sensors", "digits-triple", "wikipedia", "meld-delivery"]
 
 
 def test_names():
-    assert [entry.name for entry in data.available()] == ["demo", *SETS, "m3fed-five"]
+    assert [entry.name for entry in data.available()] == ["demo", *SETS, "m3fed-five", *MULTIMODAL]
     assert all(data.describe(entry.name) is entry for entry in data.available())
 
 
-@pytest.mark.parametrize("name", ["demo", *SETS, "m3fed-five"])
+@pytest.mark.parametrize("name", ["demo", *SETS, "m3fed-five", *MULTIMODAL])
 def test_descriptions_are_complete(name):
     entry = data.describe(name)
     assert entry.name == name
@@ -51,6 +52,17 @@ def test_descriptions_are_complete(name):
         ("demo", {"clients": {"iris": 51}}, ValueError, "task 'iris': 150 rows are too few for 51 clients"),
         ("demo", {"seed": "0"}, TypeError, "seed must be an integer"),
         ("m3fed-five", {"scale": 0}, ValueError, "scale must be >= 1, got 0"),
+        (
+            "hapt-sensors",
+            {"activities": "base"},
+            ValueError,
+            "unknown activities 'base'; did you mean 'basic'",
+        ),
+        ("hapt-sensors", {"alpha": 0.1}, ValueError, "got alpha=0.1 and clients_per_subject=1"),
+        ("hapt-sensors", {"clients_per_subject": 5}, ValueError, "got alpha=None and clients_per_subject=5"),
+        ("hapt-sensors", {"clients_per_subject": 0}, ValueError, "clients_per_subject must be >= 1, got 0"),
+        ("meld-delivery", {"emotions": "for"}, ValueError, "unknown emotions 'for'; did you mean 'four'"),
+        ("meld-delivery", {"clients": 9}, ValueError, "clients=9 needs alpha; .* one per speaker"),
     ],
 )
 def test_wrong_names_and_options(name, options, error, message):
@@ -58,7 +70,7 @@ def test_wrong_names_and_options(name, options, error, message):
         data.load(name, **options)
 
 
-@pytest.mark.parametrize("name", [*SETS, "m3fed-five"])
+@pytest.mark.parametrize("name", [*SETS, "m3fed-five", *MULTIMODAL])
 def test_a_missing_file_says_all_a_user_needs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("MMFL_CACHE", str(tmp_path / "cache"))
     dataset = data.describe(name).datasets[0]
@@ -123,6 +135,12 @@ def test_demo_is_the_four_sets_of_scikit_learn():
 def test_modalities_are_listed_once():
     assert data.describe("m3fed-five").modality == "image, motion, audio, text"
     assert data.describe("demo").modality == "image, cytology, chemistry, botany"
+    assert [data.describe(name).modality for name in MULTIMODAL] == [
+        "acc, gyro",
+        "image, audio, sign",
+        "image, text",
+        "text, delivery",
+    ]
 
 
 def test_demo_needs_no_files(tmp_path):

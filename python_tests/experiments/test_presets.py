@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mmfl_fast import algorithms
+from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
 from mmfl_fast.experiments.presets import load_experiment, preset_names
 from mmfl_fast.federation import EngineConfig
 
@@ -14,15 +15,19 @@ def test_every_preset_is_valid():
 
 
 @pytest.mark.parametrize("method", algorithms.names())
-def test_every_method_has_a_preset_on_one_federation(method):
-    name = "m3fed-five" if method == "m3fed" else method
-    experiment, reference = load_experiment(name), load_experiment("m3fed-five")
+def test_every_method_has_a_preset_on_the_federation_of_its_model(method):
+    kind = algorithms.get(method)
+    experiment = load_experiment("m3fed-five" if method == "m3fed" else method)
+    reference = load_experiment("mfcpl" if issubclass(kind, FusionAlgorithm) else "m3fed-five")
     assert experiment.algorithm == method
-    assert (experiment.rounds, experiment.data) == (reference.rounds, reference.data)
-    assert experiment.config["evaluate_every"] == reference.config["evaluate_every"]
-    kind = algorithms.get(method).Config
-    own = {k: v for k, v in experiment.options_of(method).items() if k != "evaluate_every"}
-    assert kind(**own) == kind()
+    for part in ("rounds", "data", "missing"):
+        assert getattr(experiment, part) == getattr(reference, part)
+    engine = EngineConfig.model_fields
+    assert {k: v for k, v in experiment.config.items() if k in engine} == {
+        k: v for k, v in reference.config.items() if k in engine
+    }
+    own = {k: v for k, v in experiment.options_of(method).items() if k not in engine}
+    assert kind.Config(**own) == kind.Config()
     assert set(experiment.methods[method]) <= set(own)
 
 

@@ -9,11 +9,9 @@ import numpy as np
 from mmfl_fast.data.arguments import suggestion
 from mmfl_fast.data.assemble import dirichlet_task
 from mmfl_fast.data.dataset import Features, Root
+from mmfl_fast.data.entry import Entry
 from mmfl_fast.data.federation import Federation
 
-DESCRIPTION = "digits, breast cancer, wine and iris from scikit-learn: four modalities, no download"
-SOURCE = "UCI repository, as distributed with scikit-learn"
-LICENCE = "CC BY 4.0 (UCI repository); BSD-3-Clause (scikit-learn)"
 MODALITIES = {"digits": "image", "cancer": "cytology", "wine": "chemistry", "iris": "botany"}
 CLIENTS = {"digits": 8, "cancer": 4, "wine": 3, "iris": 3}
 
@@ -51,3 +49,15 @@ def build(
             )
         )
     return Federation(name="demo", tasks=tuple(tasks))
+
+
+DEMO = Entry(
+    name="demo",
+    description="digits, breast cancer, wine and iris from scikit-learn: four modalities, no download",
+    modality=", ".join(MODALITIES.values()),
+    licence="CC BY 4.0 (UCI repository); BSD-3-Clause (scikit-learn)",
+    source="UCI repository, as distributed with scikit-learn",
+    options={"alpha": 1.0, "clients": CLIENTS, "seed": 0},
+    datasets=(),
+    build=build,
+)

@@ -17,6 +17,7 @@ from mmfl_fast.data.progress import tracked
 _COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 _RECORDING = r"recordings/\d_[a-z]+_\d+\.wav"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+_TEST_INDICES = 5  # recordings 0 to 4 of each speaker and digit are the published test part
 
 SAMPLE_RATE = 8000
 _WINDOW, _HOP, _FFT = 200, 80, 512  # samples: 25 ms, 10 ms, and the window padded to 64 ms
@@ -66,14 +67,18 @@ def _averaged(spectrogram: NDArray[np.float64], num_parts: int) -> NDArray[np.fl
 def _extract(files: Mapping[str, Path]) -> Features:
     filters = mel_filters(MEL_BANDS, _FFT, SAMPLE_RATE)
     recordings = read_members(files["recordings.zip"], _RECORDING)
-    spectrograms, labels, people = [], [], []
+    spectrograms, labels, people, is_train = [], [], [], []
     for name in tracked(list(recordings), "FSDD: log-mel spectrograms"):
-        digit, speaker, _ = PurePosixPath(name).stem.split("_")
+        digit, speaker, index = PurePosixPath(name).stem.split("_")
         spectrograms.append(log_mel(_samples(recordings[name]), filters))
         labels.append(int(digit))
         people.append(SPEAKERS.index(speaker))
+        is_train.append(int(index) >= _TEST_INDICES)
     return Features(
-        inputs={"audio": np.stack(spectrograms)}, labels=np.asarray(labels), people=np.asarray(people)
+        inputs={"audio": np.stack(spectrograms)},
+        labels=np.asarray(labels),
+        people=np.asarray(people),
+        is_train=np.asarray(is_train),
     )
 
 
@@ -105,6 +110,7 @@ FSDD = DataSet(
     ),
     default_clients=10,
     extract=_extract,
-    features_version="log-mel-40x24-1",
+    features_version="log-mel-40x24-2",
     people=SPEAKERS,
+    num_train=2700,
 )

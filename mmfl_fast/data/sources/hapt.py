@@ -21,6 +21,7 @@ from mmfl_fast.data.progress import tracked
 _MEMBER = r"RawData/(?:(?:acc|gyro)_exp\d\d_user\d\d|labels)\.txt|(?:Train|Test)/(?:y|subject_id)_\w+\.txt"
 _ARCHIVE = "HAPT_Data_Set.tar.xz"
 
+TRAIN_SUBJECTS = (1, 3, 5, 6, 7, 8, 11, 14, 15, 16, 17, 19, 21, 22, 23, 25, 26, 27, 28, 29, 30)
 WINDOW, STRIDE = 128, 64  # samples at 50 Hz: 2.56 s, half of it shared with the next window
 CHANNELS = 6  # acceleration x y z in g, angular velocity x y z in rad/s
 
@@ -28,7 +29,8 @@ CHANNELS = 6  # acceleration x y z in g, angular velocity x y z in rad/s
 def _extract(files: Mapping[str, Path]) -> Features:
     """Cut each labelled segment into whole windows, in the order of ``labels.txt``.
 
-    Activities and subjects of the windows equal the published ``y_*`` and ``subject_id_*`` files.
+    Activities and subjects of the windows equal the published ``y_*`` and ``subject_id_*`` files. A segment
+    is one uninterrupted bout of one activity; segments share no sample.
     """
     members = read_members(files[_ARCHIVE], _MEMBER)
     segments = _table(members["RawData/labels.txt"]).astype(np.int64)
@@ -36,15 +38,21 @@ def _extract(files: Mapping[str, Path]) -> Features:
         (experiment, user): _recording(members, experiment, user)
         for experiment, user in tracked(np.unique(segments[:, :2], axis=0).tolist(), "HAPT: recordings")
     }
-    windows, labels, people = [], [], []
-    for experiment, user, activity, first, last in segments.tolist():
+    windows, labels, people, sequence = [], [], [], []
+    for number, (experiment, user, activity, first, last) in enumerate(segments.tolist()):
         # Sample numbers count from 1 and include both ends.
         cut = _windows(recordings[experiment, user][first - 1 : last])
         windows.append(cut)
         labels += [activity - 1] * len(cut)
         people += [user - 1] * len(cut)
+        sequence += [number] * len(cut)
+    subjects = np.asarray(people)
     return Features(
-        inputs={"motion": np.concatenate(windows)}, labels=np.asarray(labels), people=np.asarray(people)
+        inputs={"motion": np.concatenate(windows)},
+        labels=np.asarray(labels),
+        people=subjects,
+        is_train=np.isin(subjects + 1, TRAIN_SUBJECTS),
+        sequence=np.asarray(sequence),
     )
 
 
@@ -104,6 +112,7 @@ HAPT = DataSet(
     ),
     default_clients=6,
     extract=_extract,
-    features_version="windows-128-64-1",
+    features_version="windows-128-64-2",
     people=tuple(str(subject) for subject in range(1, 31)),
+    num_train=7767,
 )

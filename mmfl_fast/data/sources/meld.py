@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmfl_fast.data.dataset import DataSet, Features, SourceFile
 
@@ -25,24 +26,30 @@ _CLASSES = {
 WIDTH = 1024
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the utterances of one table, column name -> text, in the published order."""
+    with path.open(encoding="utf-8", newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def emotion_labels(rows: Sequence[Mapping[str, str]]) -> NDArray[np.int64]:
+    """Return the emotion of each row as an index into the classes, ``[N]``."""
+    classes = list(_CLASSES)
+    return np.asarray([classes.index(row["Emotion"]) for row in rows])
+
+
 def _extract(files: Mapping[str, Path]) -> Features:
     """Hash words and word pairs of train, dev and test into WIDTH signed buckets of unit length."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    utterances, emotions = [], []
-    for path in files.values():
-        with path.open(encoding="utf-8", newline="") as table:
-            for row in csv.DictReader(table):
-                utterances.append(row["Utterance"])
-                emotions.append(row["Emotion"])
+    rows = [row for path in files.values() for row in read_rows(path)]
     # The default pattern drops words of one letter, among them "I".
     hashing = HashingVectorizer(
         n_features=WIDTH, ngram_range=(1, 2), norm="l2", token_pattern=r"(?u)\b\w+\b", dtype=np.float32
     )
-    classes = list(_CLASSES)
     return Features(
-        inputs={"text": hashing.transform(utterances).toarray()},
-        labels=np.asarray([classes.index(emotion) for emotion in emotions]),
+        inputs={"text": hashing.transform([row["Utterance"] for row in rows]).toarray()},
+        labels=emotion_labels(rows),
     )
 
 

@@ -26,7 +26,11 @@ def _extract(files: Mapping[str, Path]) -> Features:
     images = [read_idx(files[f"{part}-images-idx3-ubyte.gz"]) for part in ("train", "t10k")]
     labels = [read_idx(files[f"{part}-labels-idx1-ubyte.gz"]) for part in ("train", "t10k")]
     pixels = np.concatenate(images).astype(np.float32) / np.float32(255)
-    return Features(inputs={"image": pixels}, labels=np.concatenate(labels).astype(np.int64))
+    return Features(
+        inputs={"image": pixels},
+        labels=np.concatenate(labels).astype(np.int64),
+        is_train=np.arange(len(pixels)) < len(images[0]),
+    )
 
 
 def _file(name: str, num_bytes: int, sha256: str) -> SourceFile:
@@ -67,5 +71,6 @@ MNIST = DataSet(
     ),
     default_clients=20,
     extract=_extract,
-    features_version="pixels-1",
+    features_version="pixels-2",
+    num_train=60000,
 )
