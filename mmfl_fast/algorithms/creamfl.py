@@ -17,8 +17,9 @@ Reduced: in the paper clients have other models than the server, and only repres
 the models are averaged as in FedAvg, before the server's steps. The paper's public set is a data set of its
 own (MS-COCO). Here it is a share of the complete training rows, which stay with their owners: everyone trains
 on the same local rows with as many steps as in the other methods, and all clients see some rows of others
-besides. Methods compared with it have no such rows. A round uses ``public_batch`` of them in turn, and
-``bytes_down`` counts them (papers.md 6.5).
+besides. Methods compared with it have no such rows, nor the server's steps, which come on top of what
+``optimiser_steps`` counts. A round uses ``public_batch`` of the rows in turn, and ``bytes_down`` counts them
+(papers.md 6.5).
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ class CreamFL(FusionFedAvg):
     ) -> ClientState:
         kd, rate = self.config.distillation, self.config.learning_rate
         held = torch.tensor([float(m in targets) for m in values], device=model["projection.0.weight"].device)
-        for _ in range(self.config.server_steps if kd else 0):
+        for _ in range(self.config.server_steps if kd and targets else 0):
             leaves = {n: t.detach().requires_grad_() for n, t in model.items() if part_of(n) in _REPRESENTED}
             own = self.represent({**model, **leaves}, values, held)
             distances = [(own[m] - u).square().sum(dim=1).mean() for m, u in targets.items()]

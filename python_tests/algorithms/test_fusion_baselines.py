@@ -61,3 +61,16 @@ def test_a_client_of_one_row_takes_one_step(hard_federation, small, method, opti
     assert lone.num_train == 1
     line = mf.run(hard_federation, method, rounds=1, config=small(method, **options)).history[0]
     assert line["optimiser_steps"] == sum(-(-c.num_train // 8) for c in hard_federation.clients)
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_a_round_of_clients_without_any_modality(trial, hard_federation, method, options):
+    run = trial(method, federation=hard_federation, **options)
+    drawn = [c for c in hard_federation.clients if not c.modalities]
+    assert len(drawn) == 1
+    new = run.aggregate(run.train(drawn), drawn)
+    for client in hard_federation.clients:
+        received = run.received(new, client)
+        assert all(t.isfinite().all() for t in received.values())
+        for name in (n for n in received if n.startswith("encoder.")):
+            torch.testing.assert_close(received[name], run.starts()[client.index][name], atol=1e-4, rtol=1e-3)
