@@ -12,8 +12,8 @@ modality's features over its steps:
     CMPC  mean over rows of 1/|Omega| sum_m -log( exp(cos(v_m, P^y) / tau) / sum_k exp(cos(v_m, P^k) / tau) )
     CMA   mean over rows of sum_{m < m'} ||v_m - v_m'||^2
 
-The vectors of CMA are of unit length, as those of CMPC in effect are: otherwise a shorter ``g2`` lowers CMA as
-well as one that aligns.
+The vectors of CMA are of unit length, as those of CMPC in effect are: otherwise a shorter ``g2`` would lower
+CMA as well as one that aligns.
 
 After local training a client sends p_i^k, the mean of u over its rows of class k. The server averages the
 models as FedAvg does and the prototypes over the clients that sent the class, whatever they hold, and sends

@@ -40,7 +40,8 @@ class Trial:
     def aggregate(self, params: Sequence[ClientState], clients: Sequence[Client] | None = None) -> State:
         """The server's step alone; personal parts stay as they were."""
         clients = self.federation.clients if clients is None else clients
-        rows = [self.algorithm.upload(p, c) for p, c in zip(params, clients, strict=True)]
+        with one_torch_thread():
+            rows = [self.algorithm.upload(p, c) for p, c in zip(params, clients, strict=True)]
         sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64)
         return self.algorithm.aggregate(self.state, Uploads(clients, rows), sizes / sizes.sum())
 

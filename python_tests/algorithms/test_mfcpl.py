@@ -450,13 +450,13 @@ def test_nobody_has_enough_rows_for_a_prototype(small):
 
 
 def four_sensors(seed):
-    """Twenty people with habits of their own, five activities, four sensors that each tell them apart."""
+    """Twelve people with habits of their own, five activities, four sensors that each tell them apart."""
     generator = np.random.default_rng(seed)
-    labels, people = generator.integers(5, size=800), np.repeat(np.arange(20), 40)
+    labels, people = generator.integers(5, size=480), np.repeat(np.arange(12), 40)
     values = {}
     for sensor in ("wrist", "ankle", "chest", "head"):
-        centres, habits = generator.normal(0, 0.7, (5, 12)), generator.normal(0, 0.5, (20, 12))
-        values[sensor] = centres[labels] + habits[people] + generator.normal(0, 1.2, (800, 12))
+        centres, habits = generator.normal(0, 0.7, (5, 12)), generator.normal(0, 0.5, (12, 12))
+        values[sensor] = centres[labels] + habits[people] + generator.normal(0, 1.2, (480, 12))
     return data.from_arrays(values, labels, people, seed=seed)
 
 
@@ -466,7 +466,7 @@ def test_at_a_missing_rate_of_80_percent_it_beats_fedavg_with_zero_filling(small
         scores = []
         for seed in range(3):
             federation = data.with_missing(four_sensors(seed), rate=0.8, seed=seed)
-            run = mf.run(federation, method, rounds=40, seed=seed, config={**config, "evaluate_every": 40})
+            run = mf.run(federation, method, rounds=20, seed=seed, config={**config, "evaluate_every": 20})
             scores.append(run.final["macro_f1"])
         return np.mean(scores)
 
