@@ -23,11 +23,16 @@ from mmfl_fast.benches.command import bench_ops
 from mmfl_fast.experiments import presets
 from mmfl_fast.experiments.compare import CellError, compare
 from mmfl_fast.experiments.fairness import UnfairComparisonError
+from mmfl_fast.experiments.missing_command import show_missing
+from mmfl_fast.experiments.missing_curves import MISSING_RATE, missing_curves
+from mmfl_fast.experiments.missing_files import write_missing_tables
+from mmfl_fast.experiments.modality_cost import print_costs, round_cost, write_costs
 from mmfl_fast.experiments.plan import Axis, Method, Plan
 from mmfl_fast.experiments.recorded_comparison import read_comparison
+from mmfl_fast.experiments.recorded_run import read_run
 from mmfl_fast.experiments.report import write_comparison_report, write_run_report
 from mmfl_fast.experiments.run import run
-from mmfl_fast.experiments.scores import ACCURACY, score_table
+from mmfl_fast.experiments.scores import ACCURACY, METRICS, Metric, metric_named, score_table
 from mmfl_fast.experiments.table_files import write_tables
 from mmfl_fast.experiments.table_text import print_table
 from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError
@@ -58,6 +63,15 @@ app.add_typer(data_app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements, each against the best plain torch.")
 app.add_typer(bench_app, name="bench")
 
+Metrics = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help=f"What the printed tables show; repeatable. Of {', '.join(METRICS)}; default: accuracy. The "
+        "files and the report have all of them.",
+    ),
+]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
     typer.Option(
@@ -87,6 +101,7 @@ def run_command(
     experiment: Annotated[
         str, typer.Argument(help=f"A preset ({', '.join(presets.preset_names())}) or a path ending in .yaml")
     ],
+    metric: Metrics = None,
     settings: Settings = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue after a kill, to the same bits.")
@@ -107,10 +122,11 @@ def run_command(
 
       mmfl-fast run m3fed-five --resume --out runs/five
     """
+    metrics = _metrics(metric)
     chosen = presets.load_experiment(experiment, settings or [])
     chosen.refuse_unknown_options([chosen.algorithm])
     folder = _out(out, Path(experiment).stem, resume)
-    result = run(
+    run(
         chosen.federation(chosen.seed),
         chosen.algorithm,
         rounds=chosen.rounds,
@@ -120,7 +136,10 @@ def run_command(
         resume=resume,
         described={**chosen.described(), "command": _command()},
     )
-    print_table(score_table({chosen.algorithm: {chosen.seed: result.final}}, ACCURACY))
+    measured = read_run(folder).measured
+    if measured is not None:
+        for each in metrics:
+            print_table(score_table({chosen.algorithm: {chosen.seed: measured}}, each))
     _tell(f"report: {write_run_report(folder)}")
 
 
@@ -145,6 +164,15 @@ def compare_command(
         str | None,
         typer.Option("--data", metavar="NAME,...", help="Data sets, as `--over data.name=NAME,...`."),
     ] = None,
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Q1 Q2 ...",
+            help="Rates of missing modalities, as `--over missing.rate=Q1,Q2,...`, with curves over the "
+            "rate. What is missing is the same for every method; every seed draws it anew, unless "
+            "`--set missing.seed=0` fixes it.",
+        ),
+    ] = None,
     over: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
         typer.Option(
@@ -160,6 +188,7 @@ def compare_command(
             help="Let a method differ in optimiser steps, rows or model; the tables then tell the steps.",
         ),
     ] = None,
+    metric: Metrics = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted comparison.")] = False,
     out: Annotated[
@@ -179,10 +208,13 @@ def compare_command(
       mmfl-fast compare m3fed m3fed,clustering=none --preset demo --alpha 1,0.4
 
       mmfl-fast compare m3fed --preset demo --over lambda=0,0.3,0.6 --over clusters=2,4
+
+      mmfl-fast compare fedavg m3fed --preset mine.yaml --missing 0.2 0.4 0.6 0.8 --metric macro_f1
     """
+    metrics = _metrics(metric)
     chosen = presets.load_experiment(preset, settings or [])
     dealt = "data" if chosen.dirichlet is None else "dirichlet"
-    shorthands = {"data.name": data_names, f"{dealt}.alpha": alpha}
+    shorthands = {"data.name": data_names, f"{dealt}.alpha": alpha, MISSING_RATE: missing}
     swept = [f"{key}={values}" for key, values in shorthands.items() if values is not None] + (over or [])
     plan = Plan(
         preset=preset,
@@ -198,10 +230,12 @@ def compare_command(
         raise RunDirectoryError(f"{folder} is not empty: finish it with --resume or choose another folder")
     compare(plan, folder, jobs=jobs)
     tables = read_comparison(folder).all_tables
-    for table in tables:
-        if table.metric == ACCURACY:
-            print_table(table)
+    curves = missing_curves(tables)
+    over_rates = [each.table(column) for each in curves if each.metric in metrics for column in each.shown]
+    for table in over_rates or [table for table in tables if table.metric in metrics]:
+        print_table(table)
     write_tables(tables, folder)
+    write_missing_tables(curves, folder)
     _tell(f"report: {write_comparison_report(folder)}")
 
 
@@ -249,7 +283,57 @@ def data_check(
     _tell(f"{name}: all files are there and sound")
 
 
+@data_app.command("missing")
+def data_missing(
+    source: Annotated[
+        str, typer.Argument(help="A name from `mmfl-fast data list`, a preset, or a path ending in .yaml")
+    ],
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="As `--set missing.rate=...`: a number, `[0.9,0.5,...]` for each client, or by modality or "
+            "client, `{acc: 0.9, gyro: 0.2}`."
+        ),
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Picture of clients by modalities.")] = Path("missing.png"),
+) -> None:
+    """Show which clients are left with which modalities; nothing is trained.
+
+    Examples:
+      mmfl-fast data missing hapt --rate 0.8
+
+      mmfl-fast data missing mine.yaml --rate 0.8 --set missing.spread=0.5 --set missing.test_rate=0.2
+    """
+    changes = [*(settings or []), *([f"missing.rate={rate}"] if rate is not None else [])]
+    drawn = show_missing(source, changes, out)
+    _tell(f"picture: {out}" if drawn else "nothing is missing: no picture")
+
+
 bench_app.command("ops")(bench_ops)
+
+
+@bench_app.command("modalities")
+def bench_modalities(
+    methods: Annotated[list[str], typer.Argument(help="Algorithms with options, as for `compare`.")],
+    counts: Annotated[str, typer.Option(metavar="M1,M2,...", help="Numbers of modalities.")] = "1,2,3,4,6",
+    shape: Annotated[str, typer.Option(help="Of a row in each modality, `32` or `128x3`.")] = "128x3",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, after one to warm up.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
+    ] = None,
+) -> None:
+    """Measure what a round costs a client as the number of modalities grows, on noise.
+
+    Example:
+      mmfl-fast bench modalities fedavg m3fed,width=128 --counts 2,3,4,6 --shape 128x3
+    """
+    parsed = [Method.parse(method) for method in methods]
+    numbers, sizes = _sizes("--counts", counts, ","), _sizes("--shape", shape, "x")
+    costs = [round_cost(method, m, sizes, rounds) for method in parsed for m in numbers]
+    print_costs(costs, sizes)
+    if json_file is not None:
+        write_costs(costs, json_file)
 
 
 @app.command("doctor")
@@ -266,6 +350,10 @@ def doctor() -> None:
         facts.add_row(f"backend {name}", f"{', '.join(status.devices) or 'not here'} ({status.reason})")
     facts.add_row("CUDA part", _cuda_facts())
     console.print(facts, soft_wrap=True, highlight=False)
+
+
+def _metrics(names: list[str] | None) -> list[Metric]:
+    return [metric_named(name) for name in names or [ACCURACY.name]]
 
 
 def _tell(line: str) -> None:
@@ -286,6 +374,32 @@ def _cuda_facts() -> str:
     return f"{version}; driver for {driver // 1000}.{driver % 1000 // 10}; {listed}"
 
 
+def _sizes(option: str, text: str, separator: str) -> list[int]:
+    words = text.split(separator)
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"{option} takes integers >= 1 with {separator!r} between them; got {text!r}")
+    return [int(word) for word in words]
+
+
+def _joined_numbers(words: list[str], option: str) -> list[str]:
+    """Turn ``--missing 0.2 0.4``, which no option can take, into ``--missing 0.2,0.4``."""
+    joined: list[str] = []
+    for word in words:
+        if joined[-2:-1] == [option] and _is_number(word):
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _command() -> str:
     """What to type to get the same run again."""
     return shlex.join(["mmfl-fast", *(word for word in sys.argv[1:] if word != "--resume")])
@@ -294,7 +408,7 @@ def _command() -> str:
 def main() -> None:
     """Run the command line; mistakes of the user end in one line and exit code 2."""
     try:
-        app()
+        app(_joined_numbers(sys.argv[1:], "--missing"))
     except (*_EXPECTED, CellError) as error:
         if isinstance(error, CellError) and not isinstance(error.__cause__, (*_EXPECTED, NoneType)):
             raise

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -43,6 +44,16 @@ def typed(monkeypatch, capsys, tmp_path):
         return exit_.value.code, printed.out, " ".join(printed.err.split())
 
     return run
+
+
+@pytest.fixture
+def two_modalities(tmp_path):
+    """A YAML file on 40 clients with the modalities acc and gyro."""
+    drawn = np.random.default_rng(0).normal(size=(400, 3))
+    arrays = {"modality:acc": drawn, "modality:gyro": -drawn}
+    np.savez(tmp_path / "mine.npz", labels=np.arange(400) % 3, clients=np.repeat(np.arange(40), 10), **arrays)
+    (tmp_path / "mine.yaml").write_text("data: {npz: mine.npz}\nmissing: {rate: 1}\n")
+    return "mine.yaml"
 
 
 def test_run_prints_scores_and_writes_a_report(tmp_path):
@@ -129,16 +140,18 @@ def test_compare_prints_tables_and_can_be_finished_later(tmp_path):
     assert "local" in (out / "report.html").read_text()
 
 
-def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
-    rounds = "--set=rounds=40"
-    arguments = ["compare", "local", "m3fed", "--preset=demo", "--seeds=1", "--jobs=1", rounds, *TINY]
+def test_a_killed_comparison_over_missing_rates_resumes_to_the_same_scores(
+    tmp_path, two_modalities, monkeypatch
+):
+    options = ["--seeds=1", "--jobs=1", "--set=rounds=40", *TINY, "--missing", "0", "0.8"]
+    arguments = ["compare", "local", "m3fed", f"--preset={two_modalities}", *options]
     process = subprocess.Popen(
         [sys.executable, "-m", "mmfl_fast", *arguments, "--out=killed"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    metrics = tmp_path / "killed" / "m3fed" / "seed-0" / "metrics.jsonl"
+    metrics = tmp_path / "killed" / "missing.rate=0.8" / "local" / "seed-0" / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 5):
         assert process.poll() is None, "the comparison ended before it could be killed"
@@ -146,19 +159,23 @@ def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = tmp_path / "killed" / "local" / "seed-0" / "result.json"
+    finished = tmp_path / "killed" / "missing.rate=0" / "m3fed" / "seed-0" / "result.json"
     before = finished.read_text()
     assert not (metrics.parent / "result.json").exists()
 
     done = mmfl(*arguments, "--out=killed", "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert finished.read_text() == before
-    alone = load_experiment("demo", ["rounds=40", *(option.removeprefix("--set=") for option in TINY)])
-    for method in ("local", "m3fed"):
+    assert re.search(r"method +0 +0\.8 *\n.*\n local +\d+\.\d\d +\d+\.\d\d", done.stdout)
+    assert {"missing.csv", "missing.md", "missing.tex"} <= {p.name for p in (tmp_path / "killed").iterdir()}
+    monkeypatch.chdir(tmp_path)
+    changes = ["rounds=40", *(option.removeprefix("--set=") for option in TINY)]
+    for rate, method in (("0", "local"), ("0.8", "local"), ("0.8", "m3fed")):
+        alone = load_experiment(two_modalities, [*changes, f"missing.rate={rate}"])
         options = alone.options_of(method)
         whole = mmfl_fast.run(alone.federation(0), method, rounds=40, config=options, progress=False)
-        resumed = json.loads((tmp_path / "killed" / method / "seed-0" / "result.json").read_text())
-        assert resumed["per_client"] == whole.final["per_client"].tolist()
+        place = tmp_path / "killed" / f"missing.rate={rate}" / method / "seed-0" / "result.json"
+        assert json.loads(place.read_text())["per_client"] == whole.final["per_client"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -169,12 +186,18 @@ def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
         (["run", "demo", "--set=algorithm=m3"], "unknown algorithm 'm3'"),
         (["run", "absent.yaml"], "absent.yaml"),
         (["run", "demo", "--resume"], "there is no run under"),
+        (["run", "demo", "--metric=macro-f1"], "unknown metric 'macro-f1'; did you mean 'macro_f1'"),
         (["data", "check", "mnst"], "did you mean 'mnist'"),
+        (["data", "missing", "dmo"], "unknown data set or preset 'dmo'; did you mean 'demo'"),
+        (["data", "missing", "demo", "--rate=2"], "rate must lie in [0, 1], got 2"),
         (["report", "nowhere[bold]"], "nowhere[bold] is not a folder"),
         (["report", "."], "comparison.yaml is missing"),
         (["compare", "m3fd", "--preset=demo"], "unknown algorithm 'm3fd'; did you mean 'm3fed'"),
         (["compare", "m3fed,lamda=1", "--preset=demo"], "unknown config key 'lamda'; did you mean 'lambda'"),
         (["compare", "m3fed", "--preset=demo", "--over=lamda=0,1"], "unknown config key 'lamda'"),
+        (["compare", "m3fed", "--preset=demo", "--missing", "0.2", "2"], "rate must lie in [0, 1], got 2"),
+        (["compare", "m3fed", "--preset=demo", "--missing", "0.2", "0.2"], "each value may come once"),
+        (["compare", "m3fed", "--preset=demo", "--metric=f1"], "unknown metric 'f1'"),
         (["compare", "m3fed", "--preset=demo", "--alpha=much"], "alpha must be a number, got 'much'"),
         (["compare", "m3fed", "--preset=demo", "--data=demo,mnst"], "did you mean 'mnist'"),
         (
@@ -184,6 +207,9 @@ def test_a_killed_comparison_resumes_to_the_same_scores(tmp_path):
         (["bench", "ops", "--only=K=17"], "--only 'K=17' is in the name of no case; the cases are"),
         (["bench", "ops", "--only=K=17"], "weighted_mean K=64 P=1e+06"),
         (["bench", "ops", "--json=absent/ops.json"], "absent/ops.json"),
+        (["bench", "modalities", "m3fd"], "unknown algorithm 'm3fd'"),
+        (["bench", "modalities", "local", "--counts=2,0"], "--counts takes integers >= 1 with ',' between"),
+        (["bench", "modalities", "local", "--shape=128x"], "--shape takes integers >= 1 with 'x' between"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
@@ -221,6 +247,7 @@ def test_missing_data_tell_the_file_and_the_command(typed, monkeypatch, tmp_path
     "arguments",
     [
         *([], ["run"], ["compare"], ["report"], ["data"], ["data", "check"], ["data", "fetch"]),
+        *(["data", "missing"], ["bench", "modalities"]),
         *(["bench"], ["bench", "ops"], ["doctor"]),
     ],
 )
@@ -250,6 +277,39 @@ def test_data_list_names_the_sets(typed):
         assert name in output
 
 
+def test_data_missing_counts_and_draws(typed, tmp_path, two_modalities):
+    code, output, _ = typed("data", "missing", two_modalities, "--out=mask.png")
+    assert code == 0
+    counts = [int(n) for n in re.findall(r"mine +(?:acc|gyro) +(\d+) +\d+\.\d % +\d+ *\n", output)]
+    assert len(counts) == 2
+    assert sum(counts) == 40
+    assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
+    code, output, _ = typed(
+        "data", "missing", two_modalities, "--rate={acc: 0.5}", "--set=missing.rule=independent"
+    )
+    assert re.search(r"acc \+ gyro +\d\d +\d\d\.\d %", output)
+    assert re.search(r"mine +gyro +100\.0 % +100\.0 %", output)
+    assert "picture: missing.png" in output
+    (tmp_path / "missing.png").unlink()
+    code, output, _ = typed("data", "missing", two_modalities, "--rate=0")
+    assert "nothing is missing: no picture" in output
+    assert not (tmp_path / "missing.png").exists()
+
+
+def test_data_missing_takes_a_data_set_by_name(typed):
+    _, output, _ = typed("data", "missing", "demo", "--set=data.clients={digits: 5}")
+    assert re.search(r"digits +image +5 +100\.0 %", output)
+
+
+def test_metrics_that_are_asked_for_are_printed(typed):
+    options = ["--set=rounds=1", *TINY, "--metric=uar", "--metric=bytes_up"]
+    code, output, _ = typed("run", "demo", *options, "--out=run")
+    assert code == 0
+    assert "Unweighted average recall in %, one seed" in output
+    assert "Sent up by a client in a round in kB, one seed" in output
+    assert "Accuracy" not in output
+
+
 def test_bench_prints_targets_and_writes_them(typed, tmp_path):
     code, output, _ = typed("bench", "ops", "--only=Weighted_Mean K=4", "--seconds=0", "--json=ops.json")
     assert code == 0
@@ -267,6 +327,18 @@ def test_bench_prints_targets_and_writes_them(typed, tmp_path):
     assert "weighted_mean K=4" in output
     assert "≤ 8" in output
     assert f"{int(target['met'])} of 1 targets met" in output
+
+
+def test_bench_of_modalities_prints_and_writes_the_cost(typed, tmp_path):
+    method = "fedavg,width=8,operator_rows=4,layers=1"
+    options = ["--counts=1,2", "--shape=4x3", "--rounds=1", "--json=cost.json"]
+    code, output, _ = typed("bench", "modalities", method, *options)
+    assert code == 0
+    assert "64 training rows of 4x3 noise" in output
+    first, second = json.loads((tmp_path / "cost.json").read_text())
+    assert (first["method"], first["modalities"], second["modalities"]) == (method, 1, 2)
+    assert second["bytes_up"] > first["bytes_up"]
+    assert f"{1e-3 * second['bytes_up']:.1f}" in output
 
 
 def test_bench_prints_no_time_for_a_wrong_result(typed, monkeypatch, tmp_path):

@@ -1,7 +1,9 @@
 // Logits exist for one tile of rows at a time: the forward keeps a running log-sum-exp, the backward makes
-// them again. A group is the rows that share prototypes. Its backward goes over the rows in chunks: tiles of
-// rows first, which leave their weights dloss/dlogit and finish their feature gradients; then blocks of the
-// prototype gradient, each adding the chunk to its own part. No two tasks write one place.
+// them again. A group is the rows that share prototypes. Its backward cuts them in parts, each with a sum of
+// the prototype gradient to itself, so that threads have nothing to tell each other until the sums are added
+// in order. A part goes over its rows in chunks: tiles of rows first, which leave their weights dloss/dlogit
+// and finish their feature gradients; then blocks of the prototype gradient, each adding the chunk. Where
+// there are fewer parts than threads, the tiles and blocks go side by side. No two tasks write one place.
 //
 // Only prototypes are scaled to unit length in memory. A feature row stays where it is, and its inverse
 // length goes into its logits and weights.
@@ -16,9 +18,25 @@ namespace {
 
 constexpr std::int64_t kClassBlock = 256;    // classes whose logits the forward holds
 constexpr std::int64_t kClassesOfTask = 64;  // of the prototype gradient
-// Rows whose weights the backward holds: a sixteenth of them, so that memory stays far below N x C.
+// Rows whose weights are held: a sixteenth of the group's and a quarter of each part's, so that memory stays
+// below N x C.
 constexpr std::int64_t kChunkShare = 16;
+constexpr std::int64_t kChunksOfPart = 4;
 constexpr std::int64_t kLargestChunk = 256;
+// The least rows of a part. So many for every class let the sums of all parts take a fifth of the memory of
+// the features in float; a large N x C leaves one part.
+constexpr std::int64_t kPartRows = 512;
+constexpr std::int64_t kPartRowsPerClass = 10;
+constexpr std::int64_t kMostParts = 16;
+
+// A power of two, which most numbers of threads divide.
+inline std::int64_t parts_of(std::int64_t rows, std::int64_t classes) {
+  const std::int64_t by_class = kPartRowsPerClass * classes;
+  const std::int64_t fewest = by_class > kPartRows ? by_class : kPartRows;
+  std::int64_t parts = 1;
+  while (parts < kMostParts && rows >= 2 * parts * fewest) parts *= 2;
+  return parts;
+}
 
 template <typename T>
 class Group {
@@ -53,43 +71,45 @@ class Group {
   }
 
   bool backward(const PrototypeLossGradients& gradients) {
-    const std::int64_t longest = smaller(kLargestChunk, round_up(rows_ / kChunkShare + 1, kTileFeatures));
+    const std::int64_t parts = parts_of(rows_, args_.classes);
+    const std::int64_t part_rows = round_up((rows_ + parts - 1) / parts, kTileFeatures);
+    const std::int64_t share = smaller(rows_ / kChunkShare, part_rows / kChunksOfPart);
+    const std::int64_t longest = smaller(kLargestChunk, round_up(share + 1, kTileFeatures));
     const std::int64_t weight_pitch = pitch_for<T>(classes_);
     const std::int64_t padded = round_up(classes_, kPanel);
-    Scratch scratch((padded * (pitch_ + 1) + longest * (pitch_ + weight_pitch)) * kSize +
-                    args_.classes * columns_ * 8);
+    const std::int64_t sums = args_.classes * columns_;
+    Scratch scratch((padded * (pitch_ + 1) + parts * longest * (pitch_ + weight_pitch)) * kSize +
+                    parts * sums * 8);
     if (!scratch.whole() || !panel_scratch_.whole()) return false;
     T* prototypes = scratch.take<T>(padded * pitch_);
     T* inverse = scratch.take<T>(padded);
-    T* features = scratch.take<T>(longest * pitch_);
-    T* weights = scratch.take<T>(longest * weight_pitch);
-    double* prototype_gradient = scratch.take<double>(args_.classes * columns_);
-    std::memset(prototype_gradient, 0, static_cast<std::size_t>(args_.classes * columns_) * 8);
+    T* features = scratch.take<T>(parts * longest * pitch_);
+    T* weights = scratch.take<T>(parts * longest * weight_pitch);
+    double* prototype_gradients = scratch.take<double>(parts * sums);
     parallel_for(panels(), args_.threads, [&](std::int64_t panel) {
       pack_prototypes(panel, true, prototypes + panel * kPanel * pitch_, inverse + panel * kPanel);
     });
 
-    const std::int64_t blocks = (args_.classes + kClassesOfTask - 1) / kClassesOfTask;
-    const std::int64_t strips = (columns_ + kPanel - 1) / kPanel;
     Flag failed;
-    for (std::int64_t first = 0; first < rows_; first += longest) {
-      Chunk chunk;
-      chunk.count = smaller(longest, rows_ - first);
-      chunk.weights = {weights, weight_pitch};
-      const std::int64_t tiles = (chunk.count + kTileFeatures - 1) / kTileFeatures;
-      parallel_for(tiles, args_.threads, [&](std::int64_t tile) {
-        T* spare = features + tile * kTileFeatures * pitch_;
-        if (!backward_tile(first, tile, prototypes, gradients, spare, chunk)) failed.raise();
-      });
-      if (failed.raised()) return false;
-      parallel_for(blocks * strips, args_.threads, [&](std::int64_t task) {
-        add_chunk(chunk, task % blocks * kClassesOfTask, task / blocks * kPanel, prototype_gradient);
-      });
-    }
+    // One after the other they leave the threads to their tiles and blocks.
+    parallel_for(parts, parts < args_.threads ? 1 : args_.threads, [&](std::int64_t number) {
+      Part part;
+      part.first = number * part_rows;
+      part.end = smaller(part.first + part_rows, rows_);
+      part.longest = longest;
+      part.features = features + number * longest * pitch_;
+      part.weights = {weights + number * longest * weight_pitch, weight_pitch};
+      part.prototype_gradient = prototype_gradients + number * sums;
+      if (!backward_part(part, prototypes, gradients)) failed.raise();
+    });
+    if (failed.raised()) return false;
     parallel_for(panels(), args_.threads, [&](std::int64_t panel) {
-      for (std::int64_t c = panel * kPanel; c < smaller((panel + 1) * kPanel, args_.classes); ++c)
-        finish_prototype(prototype_gradient + c * columns_, prototypes + c * pitch_, inverse[c],
-                         gradients.prototype_gradient, c);
+      for (std::int64_t c = panel * kPanel; c < smaller((panel + 1) * kPanel, args_.classes); ++c) {
+        double* gradient = prototype_gradients + c * columns_;
+        for (std::int64_t part = 1; part < parts; ++part)
+          for (std::int64_t d = 0; d < columns_; ++d) gradient[d] += gradient[part * sums + d];
+        finish_prototype(gradient, prototypes + c * pitch_, inverse[c], gradients.prototype_gradient, c);
+      }
     });
     return true;
   }
@@ -100,6 +120,16 @@ class Group {
   static constexpr std::int64_t kSize = sizeof(T);
   // Classes side by side in a packed panel [columns, kPanel] of prototypes.
   static constexpr std::int64_t kPanel = kTileColumns<T>;
+
+  // A run of the group's rows, and working memory.
+  struct Part {
+    std::int64_t first;
+    std::int64_t end;
+    std::int64_t longest;        // of its chunks
+    T* features;                 // [longest, pitch]
+    Product<T> weights;          // [longest, classes]
+    double* prototype_gradient;  // [C, columns]
+  };
 
   // Rows whose weights are held, and where their tiles' features lie.
   struct Chunk {
@@ -223,6 +253,29 @@ class Group {
     }
     const std::int64_t flat = number_ * rows_ + first;
     tile.finish(loss + flat, log_sum + flat);
+    return true;
+  }
+
+  // The gradients of a part's features, and what its rows add to those of the prototypes.
+  bool backward_part(const Part& part, const T* prototypes, const PrototypeLossGradients& gradients) const {
+    std::memset(part.prototype_gradient, 0, static_cast<std::size_t>(args_.classes * columns_) * 8);
+    const std::int64_t blocks = (args_.classes + kClassesOfTask - 1) / kClassesOfTask;
+    const std::int64_t strips = (columns_ + kPanel - 1) / kPanel;
+    Flag failed;
+    for (std::int64_t first = part.first; first < part.end; first += part.longest) {
+      Chunk chunk;
+      chunk.count = smaller(part.longest, part.end - first);
+      chunk.weights = part.weights;
+      const std::int64_t tiles = (chunk.count + kTileFeatures - 1) / kTileFeatures;
+      parallel_for(tiles, args_.threads, [&](std::int64_t tile) {
+        T* spare = part.features + tile * kTileFeatures * pitch_;
+        if (!backward_tile(first, tile, prototypes, gradients, spare, chunk)) failed.raise();
+      });
+      if (failed.raised()) return false;
+      parallel_for(blocks * strips, args_.threads, [&](std::int64_t task) {
+        add_chunk(chunk, task % blocks * kClassesOfTask, task / blocks * kPanel, part.prototype_gradient);
+      });
+    }
     return true;
   }
 

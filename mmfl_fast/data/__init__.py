@@ -6,6 +6,7 @@ from mmfl_fast.data.merge import merge
 from mmfl_fast.data.missing import with_missing
 from mmfl_fast.data.npz import load_npz
 from mmfl_fast.data.partition import dirichlet
+from mmfl_fast.data.presence import presence
 from mmfl_fast.data.registry import available, check, describe, fetch, load
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "load",
     "load_npz",
     "merge",
+    "presence",
     "with_missing",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,20 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmfl_fast.data.arguments import require_choice, require_probability
+from mmfl_fast.data.arguments import require_choice
 from mmfl_fast.data.federation import Federation, Task
+from mmfl_fast.data.missing_rates import Rate, missing_rates
 from mmfl_fast.data.seeding import stream
 
 Mask = NDArray[np.bool_]
+Rates = NDArray[np.float64]
+# What G clients or rows lose, from what they hold [G, M] and their rates [G, M].
+Draw = Callable[[Mask, Rates, np.random.Generator], Mask]
 
 
 def with_missing(
     fed: Federation,
-    rate: float,
+    rate: Rate,
     level: str = "client",
     seed: int = 0,
     rule: str = "subset",
     parts: Sequence[str] = ("train",),
+    spread: float = 0.0,
+    test_rate: Rate | None = None,
 ) -> Federation:
     """Take modalities away at random: the inputs become zero, ``present`` becomes False.
 
@@ -32,15 +38,26 @@ def with_missing(
 
     Args:
         fed: any federation; modalities that are already absent stay absent.
-        rate: the probability q of the rule, in [0, 1].
+        rate: the probability q of the rule, in [0, 1]. One number for all; a sequence with one per client, in
+            the order of ``fed.clients``; a mapping from the names of clients (``"<task>/<client>"``); or a
+            mapping from modalities. Whoever a mapping does not name loses nothing.
         level: ``"client"`` draws once per client, for its training and test rows alike (MFCPL);
             ``"sample"`` draws once per row (FedMVP).
         seed: integer >= 0.
         rule: ``"subset"``: incomplete with probability q, and then a uniformly drawn non-empty proper subset
             of the modalities held is lost, so that one always remains and uni-modal clients lose nothing.
+            With rates by modality, one modality held is drawn uniformly and remains, and each other is lost
+            with its own probability; with two modalities of one rate that is the same.
             ``"independent"``: each modality is lost with probability q, the rule of the FedMultimodal
             benchmark; a client or row may keep none.
         parts: which rows lose their inputs, a selection of ``"train"`` and ``"test"``.
+        spread: how unequal the clients are, in [0, 1): each one's rate is drawn from the Beta distribution
+            with mean q and standard deviation ``spread * sqrt(q (1 - q))``, so that towards 1 the rates
+            become 0 or 1. At level ``"sample"`` some clients then lack much and others little. At level
+            ``"client"`` it makes the losses of a client coincide under rule ``"independent"``; the subset
+            rule draws once per client, and a draw at a drawn rate is as likely as one at its mean.
+        test_rate: the rate of the test rows, in the forms of ``rate``; these then lose their inputs whether
+            or not ``parts`` names them. None: that of the training rows.
 
     Returns:
         A new federation; ``fed`` is unchanged.
@@ -48,28 +65,37 @@ def with_missing(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
-    rate = require_probability("rate", rate)
     level = require_choice("level", level, ["client", "sample"])
     rule = require_choice("rule", rule, ["subset", "independent"])
     if isinstance(parts, str):
         raise TypeError(f"parts must be a sequence of 'train' and 'test', got the string {parts!r}")
     parts = [require_choice("part", part, ["train", "test"]) for part in parts]
-    return replace(fed, tasks=tuple(_thin_out(task, rate, level, seed, rule, parts) for task in fed.tasks))
+    train = missing_rates(fed, "rate", rate, spread, seed)
+    test = train if test_rate is None else missing_rates(fed, "test_rate", test_rate, spread, seed)
+    by_modality = train.by_modality or test.by_modality
+    draw = _lost_independently
+    if rule == "subset":
+        draw = _lost_but_one if by_modality else _lost_subset
+    tasks = []
+    for number, task in enumerate(fed.tasks):
+        lost = torch.zeros_like(task.present)
+        for part, rates, rows in (("train", train, task.is_train), ("test", test, ~task.is_train)):
+            if part in parts or (part == "test" and test_rate is not None):
+                # A stream of its own each time: what the test rows lose follows from the same draw.
+                rng = stream(seed, "missing", level, rule, task.name)
+                lost |= rows[:, None] & _lost(task, level, rates.of_tasks[number], draw, rng)
+        tasks.append(_without(task, lost & task.present))
+    return replace(fed, tasks=tuple(tasks))
 
 
-def _thin_out(task: Task, rate: float, level: str, seed: int, rule: str, parts: Sequence[str]) -> Task:
-    rng = stream(seed, "missing", level, rule, task.name)
-    held = _held_by_client(task) if level == "client" else task.present.numpy()
-    draw = _lost_subset if rule == "subset" else _lost_independently
-    lost = torch.from_numpy(draw(held, rate, rng))
+def _lost(task: Task, level: str, rates: Rates, draw: Draw, rng: np.random.Generator) -> Tensor:
+    """Return bool ``[N, M]``: what every row would lose at ``rates`` ``[K, M]``."""
     if level == "client":
-        lost = lost[task.owner]
-    affected = torch.zeros_like(task.is_train)
-    if "train" in parts:
-        affected |= task.is_train
-    if "test" in parts:
-        affected |= ~task.is_train
-    lost &= affected[:, None] & task.present
+        return torch.from_numpy(draw(_held_by_client(task), rates, rng))[task.owner]
+    return torch.from_numpy(draw(task.present.numpy(), rates[task.owner.numpy()], rng))
+
+
+def _without(task: Task, lost: Tensor) -> Task:
     inputs = {m: _zeroed(x, lost[:, j]) for j, (m, x) in enumerate(task.inputs.items())}
     return replace(task, inputs=inputs, present=task.present & ~lost)
 
@@ -81,10 +107,11 @@ def _held_by_client(task: Task) -> Mask:
     return held
 
 
-def _lost_subset(held: Mask, rate: float, rng: np.random.Generator) -> Mask:
-    """Draw for each row of ``held`` ``[G, M]`` whether it is incomplete, and the subset it then loses."""
+def _lost_subset(held: Mask, rates: Rates, rng: np.random.Generator) -> Mask:
+    """Draw for each row of ``held`` whether it is incomplete, and the subset it then loses."""
     num_held = held.sum(axis=1)
-    incomplete = (rng.random(len(held)) < rate) & (num_held > 1)
+    # Not by modality, so that all columns of the rates are alike.
+    incomplete = (rng.random(len(held)) < rates[:, 0]) & (num_held > 1)
     # The h modalities held by a row are the bits of a code; 1 .. 2^h - 2 are its non-empty proper subsets.
     # Where h < 2 there is no such code; clamping keeps the arithmetic defined, `incomplete` discards it.
     num_subsets = np.maximum(2 ** num_held.astype(np.int64) - 2, 1)
@@ -95,8 +122,16 @@ def _lost_subset(held: Mask, rate: float, rng: np.random.Generator) -> Mask:
     return lost
 
 
-def _lost_independently(held: Mask, rate: float, rng: np.random.Generator) -> Mask:
-    return held & (rng.random(held.shape) < rate)
+def _lost_but_one(held: Mask, rates: Rates, rng: np.random.Generator) -> Mask:
+    """Draw the modality that remains, then each other by itself; drawn first, it is the same at all rates."""
+    remains = np.where(held, rng.random(held.shape), -1.0).argmax(axis=1)
+    lost = _lost_independently(held, rates, rng)
+    lost[np.arange(len(held)), remains] = False
+    return lost
+
+
+def _lost_independently(held: Mask, rates: Rates, rng: np.random.Generator) -> Mask:
+    return held & (rng.random(held.shape) < rates)
 
 
 def _zeroed(x: Tensor, lost: Tensor) -> Tensor:

@@ -14,9 +14,13 @@ import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from mmfl_fast.experiments.scores import SCORES
+
 # What an algorithm's state may hold about the clients; pictured where it is there.
 _PICTURED = ("affinity", "clusters", "consensus")
 COUNTED = ("bytes_up", "bytes_down", "optimiser_steps", "samples_seen")
+# Plain numbers of a round that are the engine's, or have a picture of their own.
+_NOT_MEASURES = {"round", "clients", "train_loss", "adjusted_rand_index", *COUNTED, *(m.name for m in SCORES)}
 
 
 class ReportError(ValueError):
@@ -30,7 +34,8 @@ class RecordedRun:
     Attributes:
         path: the run directory.
         config: ``config.yaml``.
-        clients: ``clients.json``: name, dataset, modalities, train and test rows of each of the K clients.
+        clients: ``clients.json``: name, dataset, modalities, train and test rows of each of the K clients;
+            ``present`` says of ``"train"`` and ``"test"`` which share of the rows has each modality.
         history: lines of ``metrics.jsonl``.
         result: ``result.json``; None before the last of the rounds asked for.
         state: ``affinity`` [K, K], ``clusters`` [K], ``consensus`` [K, K] of the newest checkpoint, where the
@@ -61,25 +66,31 @@ class RecordedRun:
         """The result, and what the rounds cost, in the form that score tables take; None without a result.
 
         ``client_pass`` is the median over rounds of the seconds that a client's round took, also per data
-        set; NaN in runs that did not measure it. ``steps_per_client`` is the mean over clients and rounds.
+        set; NaN in runs that did not measure it, as are scores that they did not compute. ``bytes_up``,
+        ``bytes_down`` and ``steps_per_client`` are means over clients and rounds.
         """
         if self.result is None:
             return None
         timed = [line["seconds"] for line in self.history if "client_pass" in line["seconds"]]
         by_dataset = [seconds["client_pass_per_dataset"] for seconds in timed]
+        absent = {metric.name: math.nan for metric in SCORES}
         per_dataset = {
             name: {
+                **absent,
                 **scores,
                 "client_pass": _median([seconds[name] for seconds in by_dataset if name in seconds]),
             }
             for name, scores in self.result["per_dataset"].items()
         }
+        clients = sum(line["clients"] for line in self.history)
         return {
+            **absent,
             **self.result,
             "per_dataset": per_dataset,
             "client_pass": _median([t["client_pass"] for t in timed]),
-            "steps_per_client": sum(line["optimiser_steps"] for line in self.history)
-            / sum(line["clients"] for line in self.history),
+            "bytes_up": sum(line["bytes_up"] for line in self.history) / clients,
+            "bytes_down": sum(line["bytes_down"] for line in self.history) / clients,
+            "steps_per_client": sum(line["optimiser_steps"] for line in self.history) / clients,
         }
 
     @property
@@ -101,6 +112,27 @@ class RecordedRun:
     def groups(self) -> list[str]:
         """Data set and modalities of each client, as one label."""
         return [f"{dataset} ({held})" for dataset, held in zip(self.datasets, self.modalities, strict=True)]
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of the plain numbers that the algorithm tells of itself, in the order of appearance."""
+        return list(
+            dict.fromkeys(
+                name
+                for line in self.history
+                for name, value in line.items()
+                if isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and name not in _NOT_MEASURES
+            )
+        )
+
+    def presence(self, part: str) -> list[dict[str, float]]:
+        """Modality -> share of the rows of ``"train"`` or ``"test"`` that have it, of each client.
+
+        Empty for a client without such rows, and for runs that did not record it.
+        """
+        return [c.get("present", {}).get(part, {}) for c in self.clients]
 
     def similarities(self) -> dict[int, NDArray[Any]]:
         """Round -> similarity ``[K, K]`` of the clients after it, for the rounds that kept one.

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmfl_fast.data.arguments import require_choice
+
 # Method -> seed -> what `RecordedRun.measured` says.
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
@@ -20,6 +22,7 @@ class Metric:
         name: its key in results.
         title: with its unit.
         overall: name of the column over all data sets.
+        meaning: one sentence for whoever reads the number.
         scale: factor from results to the unit.
         digits: decimals.
         higher_is_better: which end is the best.
@@ -28,6 +31,7 @@ class Metric:
     name: str
     title: str
     overall: str
+    meaning: str
     scale: float = 100
     digits: int = 2
     higher_is_better: bool = True
@@ -37,12 +41,71 @@ class Metric:
         return f"{self.scale * value:.{self.digits}f}"
 
 
-# The overall accuracy weighs clients alike, the overall macro F1 data sets: federation/evaluation.py.
-ACCURACY = Metric("accuracy", "Accuracy in %", "all clients")
-MACRO_F1 = Metric("macro_f1", "Macro F1 in %", "mean of data sets")
-CLIENT_PASS = Metric(
-    "client_pass", "Time of a client's round in ms", "all clients", 1000, 1, higher_is_better=False
+ACCURACY = Metric(
+    "accuracy",
+    "Accuracy in %",
+    "all clients",
+    "Accuracy is that of each client's own model on its own test rows, as the mean over clients.",
 )
+MACRO_F1 = Metric(
+    "macro_f1",
+    "Macro F1 in %",
+    "mean of data sets",
+    "Macro F1 is the mean of the classes' F1 on a data set's pooled test rows.",
+)
+UAR = Metric(
+    "uar",
+    "Unweighted average recall in %",
+    "mean of data sets",
+    "Unweighted average recall is the mean of the classes' recall on a data set's pooled test rows.",
+)
+POOLED_ACCURACY = Metric(
+    "pooled_accuracy",
+    "Pooled accuracy in %",
+    "all test rows",
+    "Pooled accuracy is the share of all test rows that are predicted right, each by its client's model.",
+)
+SCORES = (ACCURACY, MACRO_F1, UAR, POOLED_ACCURACY)
+
+CLIENT_PASS = Metric(
+    "client_pass",
+    "Time of a client's round in ms",
+    "all clients",
+    "Time is that of one client's round, all its passes.",
+    1000,
+    1,
+    higher_is_better=False,
+)
+BYTES_UP = Metric(
+    "bytes_up",
+    "Sent up by a client in a round in kB",
+    "all clients",
+    "Sent up is what a client uploads in a round, mean over clients and rounds.",
+    1e-3,
+    1,
+    higher_is_better=False,
+)
+BYTES_DOWN = Metric(
+    "bytes_down",
+    "Sent down to a client in a round in kB",
+    "all clients",
+    "Sent down is what a client starts a round from and does not have itself, mean over clients and rounds.",
+    1e-3,
+    1,
+    higher_is_better=False,
+)
+COSTS = (CLIENT_PASS, BYTES_UP, BYTES_DOWN)
+
+METRICS = {metric.name: metric for metric in (*SCORES, *COSTS)}
+
+
+def metric_named(name: str) -> Metric:
+    """Return the metric of a name.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    return METRICS[require_choice("metric", name, METRICS)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +144,8 @@ class ScoreTable:
 
     Attributes:
         metric: what is shown.
-        columns: data sets in the order of their first appearance, then the overall score.
+        columns: data sets in the order of their first appearance, if the metric is told of each, then the
+            overall score.
         rows: method -> one score per column, methods in the order given.
         steps: method -> optimiser steps of a client in a round, mean over clients, rounds and seeds; of
             methods whose results tell it.
@@ -127,8 +191,8 @@ def score_table(results: Results, metric: Metric, setting: Mapping[str, Any] | N
     """Arrange results by method and data set.
 
     Args:
-        results: method -> seed -> the metric, ``per_dataset`` (name -> the metric), and from comparisons
-            ``steps_per_client``.
+        results: method -> seed -> the metric, ``per_dataset`` (name -> the metric, unless it is told of all
+            together only), and from comparisons ``steps_per_client``.
         metric: which score.
         setting: key -> value, for the title.
 
@@ -143,13 +207,18 @@ def score_table(results: Results, metric: Metric, setting: Mapping[str, Any] | N
             if metric.name not in result or "per_dataset" not in result:
                 needed = f"needs {metric.name!r} and 'per_dataset'"
                 raise ValueError(f"results[{method!r}][{seed}]: {needed}; got {sorted(result)}")
-            datasets += [name for name in result["per_dataset"] if name not in datasets]
+            told = [name for name, own in result["per_dataset"].items() if metric.name in own]
+            datasets += [name for name in told if name not in datasets]
     if metric.overall in datasets:
         raise ValueError(f"results: a data set may not be named like the column {metric.overall!r}")
 
     def scores(seeds: Mapping[int, Mapping[str, Any]]) -> tuple[Score, ...]:
         per_dataset = [
-            {s: r["per_dataset"][name][metric.name] for s, r in seeds.items() if name in r["per_dataset"]}
+            {
+                s: r["per_dataset"][name][metric.name]
+                for s, r in seeds.items()
+                if metric.name in r["per_dataset"].get(name, {})
+            }
             for name in datasets
         ]
         overall = {s: r[metric.name] for s, r in seeds.items()}
@@ -165,8 +234,10 @@ def score_table(results: Results, metric: Metric, setting: Mapping[str, Any] | N
 
 
 def score_tables(results: Results, setting: Mapping[str, Any] | None = None) -> list[ScoreTable]:
-    """Accuracy, macro F1 and time of a client's round, where it was measured."""
-    tables = [score_table(results, metric, setting) for metric in (ACCURACY, MACRO_F1, CLIENT_PASS)]
+    """A table of each score and cost that was measured."""
+    every = [result for seeds in results.values() for result in seeds.values()]
+    told = [metric for metric in METRICS.values() if all(metric.name in result for result in every)]
+    tables = [score_table(results, metric, setting) for metric in told]
     return [t for t in tables if any(not math.isnan(s[-1].mean) for s in t.rows.values())]
 
 

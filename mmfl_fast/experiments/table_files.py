@@ -16,8 +16,7 @@ from mmfl_fast.federation.run_directory import write_atomically
 
 def scores_csv(tables: Sequence[ScoreTable]) -> str:
     """One line per setting, method, data set, metric and seed, in full precision."""
-    return _csv(
-        tables,
+    return csv_text(
         ("method", "dataset", "metric", "seed", "value"),
         [
             (table.setting, (method, column, table.metric.name, seed, value))
@@ -31,8 +30,7 @@ def scores_csv(tables: Sequence[ScoreTable]) -> str:
 
 def summary_csv(tables: Sequence[ScoreTable]) -> str:
     """One line per setting, method, data set and metric; the std of one seed is empty."""
-    return _csv(
-        tables,
+    return csv_text(
         ("method", "dataset", "metric", "seeds", "mean", "std", "steps_per_client"),
         [
             (
@@ -56,8 +54,7 @@ def summary_csv(tables: Sequence[ScoreTable]) -> str:
 
 def significance_csv(tables: Sequence[ScoreTable]) -> str:
     """One line per setting, metric and test; an empty p stands beside the reason."""
-    return _csv(
-        tables,
+    return csv_text(
         ("metric", "dataset", "best", "runner_up", "difference", "test", "pairs", "p", "reason"),
         [
             (
@@ -100,19 +97,20 @@ def write_tables(tables: Sequence[ScoreTable], folder: Path) -> list[Path]:
         ),
         "tables.tex": "\n".join(latex_table(t, paired_tests(t)) for t in tables),
     }
+    return write_texts(texts, folder)
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write files by name, each whole or not at all; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return [folder / name for name in texts]
 
 
-def _csv(
-    tables: Sequence[ScoreTable],
-    header: Sequence[str],
-    rows: Sequence[tuple[Mapping[str, Any], Sequence[object]]],
-) -> str:
-    """Columns of the settings' keys, then those of the header."""
-    keys = list(dict.fromkeys(key for table in tables for key in table.setting))
+def csv_text(header: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[object]]]) -> str:
+    """Columns of the settings' keys, then those of the header; a row is its setting and the other values."""
+    keys = list(dict.fromkeys(key for setting, _ in rows for key in setting))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*keys, *header])

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmfl_fast.experiments.missing_curves import MissingCurves
 from mmfl_fast.experiments.scores import ScoreTable
 from mmfl_fast.experiments.significance import PairedTest
 
@@ -28,13 +29,8 @@ _LATEX = {
 
 
 def terminal_table(table: ScoreTable) -> Table:
-    """Table for the terminal."""
-    shown = Table(
-        title=Text(table.title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
+    """Table for the terminal, without its title."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=0)
     shown.add_column("method", no_wrap=True)
     for column in _columns(table):
         # Folded, because a number that is cut off is a wrong number.
@@ -45,11 +41,12 @@ def terminal_table(table: ScoreTable) -> Table:
 
 
 def print_table(table: ScoreTable) -> None:
-    """Print to the terminal; into a file or a pipe at full width."""
+    """Print title and table to the terminal; into a file or a pipe at full width."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    console.print(terminal_table(table))
+    # Not as the table's own title, which breaks at the width of the columns.
+    console.print(Text(table.title), terminal_table(table))
 
 
 def markdown_table(table: ScoreTable) -> str:
@@ -66,6 +63,15 @@ def markdown_table(table: ScoreTable) -> str:
     if table.shows_steps:
         lines += ["", STEPS_NOTE]
     return "\n".join(lines) + "\n"
+
+
+def markdown_gaps(curves: MissingCurves, column: int) -> str:
+    """Gaps to the best other algorithm and breaking points in Markdown, with a title line."""
+    header = ["method", *curves.gap_columns]
+    rows = [_markdown_row([method, *cells]) for method, cells in curves.gap_rows(column)]
+    title = f"{curves.gap_title(column)}:"
+    rule = _markdown_row(["---", *("---:" for _ in curves.gap_columns)])
+    return "\n".join([title, "", _markdown_row(header), rule, *rows]) + "\n"
 
 
 def markdown_tests(tests: Sequence[PairedTest]) -> str:

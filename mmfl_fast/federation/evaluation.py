@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
-from sklearn.metrics import f1_score
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
 from mmfl_fast.data import Client, Federation
@@ -21,26 +25,29 @@ _ROWS_PER_FORWARD = 4096
 class Evaluation:
     """Scores on the test rows.
 
+    All but ``accuracy`` pool the test rows of a data set's clients, each predicted by its client's model: the
+    view of a shared model, where ``accuracy`` gives small clients the weight of large ones.
+
     Attributes:
         accuracy: mean over the clients that have test rows.
-        macro_f1: mean over the data sets of the macro F1 on the pooled test rows of a data set's clients.
-        per_dataset: data set -> ``{"accuracy", "macro_f1"}``, accuracy as the mean over its clients.
+        macro_f1: mean over the data sets of the macro F1.
+        uar: mean over the data sets of the unweighted average recall, the mean over the classes that occur
+            among the test rows.
+        pooled_accuracy: share of all test rows that are predicted right.
+        per_dataset: data set -> these four; accuracy as the mean over its clients.
         per_client: float64 ``[K]`` accuracy, NaN for a client without test rows.
     """
 
     accuracy: float
     macro_f1: float
+    uar: float
+    pooled_accuracy: float
     per_dataset: dict[str, dict[str, float]]
     per_client: Tensor
 
     def as_dict(self) -> dict[str, Any]:
-        """The four fields by name."""
-        return {
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "per_dataset": self.per_dataset,
-            "per_client": self.per_client,
-        }
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def predictions(algorithm: Algorithm, params: ClientState, client: Client) -> Tensor:
@@ -63,6 +70,7 @@ def evaluate(federation: Federation, predict: Callable[[Sequence[Client]], Seque
     predicted = dict(zip((c.index for c in tested), predict(tested), strict=True))
     per_client = torch.full((len(federation.clients),), torch.nan, dtype=torch.float64)
     per_dataset: dict[str, dict[str, float]] = {}
+    right, rows = 0.0, 0
     for number, task in enumerate(federation.tasks):
         members = [c for c in tested if c.task_index == number]
         if not members:
@@ -70,18 +78,29 @@ def evaluate(federation: Federation, predict: Callable[[Sequence[Client]], Seque
         truth = [task.labels[c.test_rows.to(task.labels.device)].cpu() for c in members]
         for client, labels in zip(members, truth, strict=True):
             per_client[client.index] = (predicted[client.index] == labels).double().mean()
-        f1 = f1_score(
-            torch.cat(truth).numpy(),
-            torch.cat([predicted[c.index] for c in members]).numpy(),
-            average="macro",
-            zero_division=0.0,
-        )
         own = per_client[[c.index for c in members]]
-        per_dataset[task.name] = {"accuracy": float(own.mean()), "macro_f1": float(f1)}
-    scores = list(per_dataset.values())
+        pooled_truth = torch.cat(truth).numpy()
+        pooled = _pooled_scores(pooled_truth, torch.cat([predicted[c.index] for c in members]).numpy())
+        per_dataset[task.name] = {"accuracy": float(own.mean()), **pooled}
+        right += pooled["pooled_accuracy"] * len(pooled_truth)
+        rows += len(pooled_truth)
+
+    def mean_of_datasets(name: str) -> float:
+        return fmean(scores[name] for scores in per_dataset.values()) if per_dataset else math.nan
+
     return Evaluation(
         accuracy=float(per_client.nanmean()),
-        macro_f1=sum(s["macro_f1"] for s in scores) / len(scores) if scores else float("nan"),
+        macro_f1=mean_of_datasets("macro_f1"),
+        uar=mean_of_datasets("uar"),
+        pooled_accuracy=right / rows if rows else math.nan,
         per_dataset=per_dataset,
         per_client=per_client,
     )
+
+
+def _pooled_scores(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[str, float]:
+    return {
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+        "uar": float(recall_score(truth, predicted, labels=np.unique(truth), average="macro")),
+        "pooled_accuracy": float(accuracy_score(truth, predicted)),
+    }

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from mmfl_fast.data import Client
+from mmfl_fast.data import Client, presence
 from mmfl_fast.federation.algorithm import State
 from mmfl_fast.federation.checkpoints import (
     AnyState,
@@ -99,6 +99,7 @@ class RunDirectory:
                 "name": c.name,
                 "dataset": c.task.name,
                 "modalities": list(c.modalities),
+                "present": {part: presence(c, part) for part in ("train", "test")},
                 "train": c.num_train,
                 "test": len(c.test_rows),
             }

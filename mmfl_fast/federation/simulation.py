@@ -39,8 +39,8 @@ class RunResult:
     """What a run returns.
 
     Attributes:
-        final: ``accuracy``, ``macro_f1``, ``per_dataset`` and ``per_client`` on the test rows after the last
-            round; see :class:`~mmfl_fast.federation.evaluation.Evaluation`.
+        final: ``accuracy``, ``macro_f1``, ``uar``, ``pooled_accuracy``, ``per_dataset`` and ``per_client`` on
+            the test rows after the last round; see :class:`~mmfl_fast.federation.evaluation.Evaluation`.
         history: metrics of every evaluated round.
         state: the algorithm's state after the last round.
         out: the run directory, if there is one.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmfl_fast.data import from_arrays, merge, with_missing
+from mmfl_fast.data.missing_rates import missing_rates
 
 
 def lost_by_client(before, after, rows="train_rows"):
@@ -162,6 +163,120 @@ def test_client_modalities_follow_the_mask(make_federation):
     assert kept == {("m0",), ("m1",), ("m0", "m1")}
 
 
+def one_row_each(count, modalities):
+    x = np.ones((count, 1))
+    inputs = dict.fromkeys(modalities, x)
+    return from_arrays(inputs, np.zeros(count, int), np.arange(count), np.full(count, "train"), name="one")
+
+
+@pytest.mark.parametrize("level", ["client", "sample"])
+def test_a_rate_for_each_client(make_federation, level):
+    fed = merge([make_federation(name=name, clients=4, modalities=3) for name in ("a", "b")])
+    rates = [0.0, 1.0, 0.5, 0.0, 1.0, 0.0, 0.0, 0.7]
+    by_place = with_missing(fed, rates, level)
+    by_name = with_missing(
+        fed, {c.name: q for c, q in zip(fed.clients, rates, strict=True) if q}, level, spread=0.0
+    )
+    for one, other in zip(by_place.tasks, by_name.tasks, strict=True):
+        assert torch.equal(one.present, other.present)
+    for client, q in zip(by_place.clients, rates, strict=True):
+        complete = client.task.present[client.train_rows].all(dim=1)
+        if q in (0, 1):
+            assert (complete == (q == 0)).all()
+    # Who has the rate 0.5 or 0.7 fares as if all had it.
+    for k, q in ((2, 0.5), (7, 0.7)):
+        alike = with_missing(fed, q, level).clients[k]
+        mine = by_place.clients[k]
+        assert torch.equal(mine.task.present[mine.train_rows], alike.task.present[alike.train_rows])
+
+
+def test_rates_by_modality_one_by_one():
+    count = 4000
+    fed = one_row_each(count, "abc")
+    present = with_missing(fed, {"a": 0.9, "c": 0.3}, rule="independent").tasks[0].present.double()
+    assert present.mean(dim=0).tolist() == pytest.approx([0.1, 1.0, 0.7], abs=0.03)
+    assert float((present[:, 0] * present[:, 2]).mean()) == pytest.approx(0.07, abs=0.02)
+
+
+def test_rates_by_modality_leave_one():
+    count = 6000
+    fed = one_row_each(count, "abc")
+    present = with_missing(fed, {"a": 0.9, "b": 1.0, "c": 0.3}).tasks[0].present.double()
+    assert (present.sum(dim=1) >= 1).all()
+    # One of three remains for certain, and the others are lost at their rates.
+    expected = [1 - 2 / 3 * q for q in (0.9, 1.0, 0.3)]
+    assert present.mean(dim=0).tolist() == pytest.approx(expected, abs=0.03)
+
+
+def test_two_modalities_of_one_rate_are_the_subset_rule_in_distribution():
+    fed = one_row_each(6000, "ab")
+    for rates in (0.8, {"a": 0.8, "b": 0.8}):
+        present = with_missing(fed, rates).tasks[0].present
+        code = (present * torch.tensor([1, 2])).sum(dim=1)
+        shares = torch.bincount(code, minlength=4) / len(present)
+        assert shares.tolist() == pytest.approx([0, 0.4, 0.4, 0.2], abs=0.025)
+
+
+def test_what_a_client_never_had_is_not_what_remains(make_federation):
+    rows = 60
+    x = np.ones((rows, 1))
+    held = np.ones((rows, 3), dtype=bool)
+    held[:, 1] = False
+    fed = from_arrays(dict.fromkeys("abc", x), np.zeros(rows, int), np.arange(rows), present=held)
+    present = with_missing(fed, dict.fromkeys("abc", 1.0), parts=("train", "test")).tasks[0].present
+    assert (present.sum(dim=1) == 1).all()
+
+
+def test_spread_keeps_the_mean_and_has_the_deviation_told():
+    fed = one_row_each(4000, "ab")
+    for q, spread in ((0.8, 0.3), (0.5, 0.9), (0.1, 0.5)):
+        (rates,) = missing_rates(fed, "rate", q, spread, 0).of_tasks
+        assert ((rates >= 0) & (rates <= 1)).all()
+        assert (rates[:, 0] == rates[:, 1]).all()
+        assert rates.mean() == pytest.approx(q, abs=0.03)
+        assert rates.std() == pytest.approx(spread * np.sqrt(q * (1 - q)), abs=0.02)
+    for q in (0.0, 1.0):
+        (rates,) = missing_rates(fed, "rate", q, 0.5, 0).of_tasks
+        assert (rates == q).all()
+
+
+@pytest.mark.parametrize("level", ["client", "sample"])
+@pytest.mark.parametrize("rule", ["subset", "independent"])
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+def test_larger_rates_only_add_also_by_modality_and_with_spread(make_federation, level, rule, spread):
+    fed = make_federation(rows=1500, clients=50, modalities=3)
+    steps = [(0.1, 0.0, 0.9), (0.4, 0.0, 0.9), (0.4, 0.8, 0.95), (1.0, 1.0, 1.0)]
+    by_modality = [{f"m{j}": q for j, q in enumerate(step)} for step in steps]
+    for rates in (by_modality, [step[0] for step in steps]):
+        masks = [with_missing(fed, q, level, 0, rule, spread=spread).tasks[0].present for q in rates]
+        for fuller, thinner in itertools.pairwise(masks):
+            assert (thinner <= fuller).all()
+        assert not torch.equal(masks[0], masks[-1])
+
+
+def test_spread_makes_rates_of_clients_and_zero_changes_nothing(make_federation):
+    fed = make_federation(rows=3000, clients=10)
+    plain = with_missing(fed, 0.5, "sample").tasks[0].present
+    assert torch.equal(plain, with_missing(fed, 0.5, "sample", spread=0.0).tasks[0].present)
+    uneven = with_missing(fed, 0.5, "sample", spread=0.8)
+    (rates,) = missing_rates(fed, "rate", 0.5, 0.8, 0).of_tasks
+    for client, q in zip(uneven.clients, rates[:, 0], strict=True):
+        incomplete = 1 - client.task.present[client.train_rows].all(dim=1).double().mean()
+        assert float(incomplete) == pytest.approx(q, abs=0.12)
+
+
+@pytest.mark.parametrize("rule", ["subset", "independent"])
+def test_test_rows_lose_at_their_own_rate_and_by_the_same_draw(make_federation, rule):
+    fed = make_federation(rows=2000, clients=40, modalities=3)
+    thin = with_missing(fed, 0.8, rule=rule, test_rate=0.3)
+    train, test = lost_by_client(fed, thin), lost_by_client(fed, thin, "test_rows")
+    assert torch.equal(train, lost_by_client(fed, with_missing(fed, 0.8, rule=rule)))
+    both = with_missing(fed, 0.3, rule=rule, parts=("train", "test"))
+    assert torch.equal(test, lost_by_client(fed, both, "test_rows"))
+    assert (test <= train).all()
+    assert not torch.equal(test, train)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -173,6 +288,22 @@ def test_client_modalities_follow_the_mask(make_federation):
         ({"parts": "train"}, TypeError, "parts must be a sequence .* got the string 'train'"),
         ({"parts": ("train", "val")}, ValueError, "unknown part 'val'"),
         ({"seed": 0.5}, TypeError, "seed must be an integer"),
+        ({"spread": 1}, ValueError, "spread must be below 1, got 1"),
+        ({"spread": -0.1}, ValueError, r"spread must lie in \[0, 1\], got -0.1"),
+        ({"test_rate": 2}, ValueError, r"test_rate must lie in \[0, 1\], got 2"),
+        ({"rate": [0.5, 0.5]}, ValueError, "rate needs one number for each of 7 clients, got 2"),
+        ({"rate": [0.5] * 6 + [3]}, ValueError, r"rate\[6\] must lie in \[0, 1\], got 3"),
+        ({"rate": {"m0": "much"}}, TypeError, r"rate\['m0'\] must be a number, got 'much'"),
+        (
+            {"rate": {"m1x": 0.5}},
+            ValueError,
+            "rate names 'm1x', which is neither a modality nor a client; did you mean 'm1'",
+        ),
+        (
+            {"rate": {"m0": 0.5, "toy/1": 0.5}},
+            ValueError,
+            "either modalities or clients, got both: m0, toy/1",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(make_federation, arguments, error, message):

@@ -11,7 +11,8 @@ from matplotlib.container import BarContainer
 from PIL import Image
 
 from mmfl_fast.experiments import plots
-from mmfl_fast.experiments.scores import CLIENT_PASS, Score, ScoreTable
+from mmfl_fast.experiments.missing_curves import missing_curves
+from mmfl_fast.experiments.scores import ACCURACY, CLIENT_PASS, UAR, Score, ScoreTable
 
 
 def history(accuracies: list[float], **more: object) -> list[dict]:
@@ -56,7 +57,7 @@ def test_png_is_rendered_without_pyplot() -> None:
 
 def test_curves_are_means_with_a_band_of_one_std() -> None:
     runs = {0: history([0.5, 0.7]), 1: history([0.6, 0.9]), 2: history([0.4, 0.5])}
-    figure = plots.accuracy_by_round({"m3fed": runs})
+    figure = plots.score_by_round({"m3fed": runs}, ACCURACY)
     assert [axes.get_title() for axes in figure.axes] == ["digits", "wine", "all clients"]
     values = 100 * np.array([[0.5, 0.7], [0.6, 0.9], [0.4, 0.5]])
     for axes, scale in zip(figure.axes, (1, 0.5, 1), strict=True):
@@ -69,7 +70,7 @@ def test_curves_are_means_with_a_band_of_one_std() -> None:
 
 
 def test_one_seed_has_no_band() -> None:
-    figure = plots.accuracy_by_round({"m3fed": {0: history([0.5, 0.7])}})
+    figure = plots.score_by_round({"m3fed": {0: history([0.5, 0.7])}}, ACCURACY)
     assert not figure.axes[0].collections
 
 
@@ -80,12 +81,12 @@ def test_seeds_are_averaged_where_all_have_the_round() -> None:
 
 def test_rounds_without_evaluation_are_passed_over() -> None:
     lines = [{"round": 1, "train_loss": 2.0}, *history([0.1, 0.7])[1:]]
-    figure = plots.accuracy_by_round({"local": {0: lines}})
+    figure = plots.score_by_round({"local": {0: lines}}, ACCURACY)
     assert figure.axes[0].lines[0].get_xdata() == pytest.approx([2])
 
 
 def test_nothing_to_draw_gives_none() -> None:
-    assert plots.accuracy_by_round({"local": {0: [{"round": 1, "train_loss": 2.0}]}}) is None
+    assert plots.score_by_round({"local": {0: [{"round": 1, "train_loss": 2.0}]}}, ACCURACY) is None
     assert plots.train_loss_by_round({"local": {0: []}}) is None
     assert plots.clusters_by_round(history([0.5]), names(2), ["a", "a"]) is None
     assert plots.similarity_map(np.full((2, 2), np.nan), names(2), ["a", "a"]) is None
@@ -94,7 +95,7 @@ def test_nothing_to_draw_gives_none() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_one_round_is_visible(seeds: int) -> None:
-    figure = plots.accuracy_by_round({"local": {seed: history([0.5]) for seed in range(seeds)}})
+    figure = plots.score_by_round({"local": {seed: history([0.5]) for seed in range(seeds)}}, ACCURACY)
     assert figure.axes[0].lines[0].get_marker() == "o"
     assert figure.axes[0].get_xticks() == pytest.approx([1])
     plots.png(figure)
@@ -111,7 +112,7 @@ def test_names_are_no_mathematics_and_stay_in_the_legend() -> None:
     lines = history([0.5, 0.6])
     for line in lines:
         line["per_dataset"] = {"a$_{$b": {"accuracy": 0.5}}
-    figure = plots.accuracy_by_round({"_m": {0: lines}, "x^$2$": {0: lines}})
+    figure = plots.score_by_round({"_m": {0: lines}, "x^$2$": {0: lines}}, ACCURACY)
     assert len(figure.legends[0].get_texts()) == 2
     plots.png(figure)
 
@@ -251,7 +252,7 @@ def test_sweep_draws_means_with_error_bars_of_one_std() -> None:
         "m3fed": {0.6: scores([0.7, 0.9], [0.5]), 0.0: scores([0.4, 0.6], [0.3])},
         "local": {0.0: scores([0.2, 0.2], [0.1]), 0.6: scores([float("nan")], [0.1])},
     }
-    figure = plots.accuracy_over("lambda", sweep, ("digits", "all clients"))
+    figure = plots.score_over("lambda", sweep, ("digits", "all clients"), ACCURACY)
     digits, overall = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["digits", "all clients"]
     assert overall.get_xlabel() == "lambda"
@@ -298,3 +299,92 @@ def test_agreement_is_drawn_up_to_one() -> None:
     low, high = axes.get_ylim()
     assert low < -0.1
     assert high >= 1
+
+
+def test_another_score_is_read_where_it_was_computed() -> None:
+    lines = history([0.5, 0.7, 0.9])
+    for line in lines[1:]:
+        line["uar"] = line["accuracy"] / 2
+        line["per_dataset"]["digits"]["uar"] = line["accuracy"] / 4
+    assert plots.score_by_round({"old": {0: lines[:1]}}, UAR) is None
+    figure = plots.score_by_round({"new": {0: lines}}, UAR)
+    assert [axes.get_title() for axes in figure.axes] == ["digits", "wine", "mean of data sets"]
+    digits, wine, overall = (axes.lines[0] for axes in figure.axes)
+    assert digits.get_xdata() == pytest.approx([2, 3])
+    assert digits.get_ydata() == pytest.approx([17.5, 22.5])
+    assert np.isnan(wine.get_ydata()).all()
+    assert overall.get_ydata() == pytest.approx([35, 45])
+    assert figure.axes[0].get_ylabel() == "Unweighted average recall in %"
+
+
+def test_measures_have_a_panel_each_with_the_methods_that_tell_them() -> None:
+    lines = [{"round": r, "self_weight": 0.1 * r, "prototype_distance": d} for r, d in ((1, 3.0), (2, None))]
+    histories = {"local": {0: [{"round": 1}]}, "mfcpl": {0: lines, 1: lines}}
+    assert plots.measures_by_round(histories, []) is None
+    figure = plots.measures_by_round(histories, ["self_weight", "prototype_distance"])
+    assert [axes.get_title() for axes in figure.axes] == ["self weight", "prototype distance"]
+    assert [axes.lines[0].get_ydata().tolist() for axes in figure.axes] == [[0.1, 0.2], [3.0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mfcpl"]
+    plots.png(figure)
+
+
+def test_presence_shows_the_parts_from_which_something_is_missing() -> None:
+    train = [{"acc": 0.0, "gyro": 1.0}, {"acc": 0.25, "gyro": 1.0}, {"image": 1.0}]
+    test = [{"acc": 1.0, "gyro": 1.0}, {}, {"image": 1.0}]
+    figure = plots.presence_map({"training rows": train, "test rows": test}, names(3))
+    assert [axes.get_title() for axes in figure.axes] == ["training rows", ""]
+    nan = np.nan
+    expected = np.array([[0, 1, nan], [0.25, 1, nan], [nan, nan, 1]])
+    assert matrix_of(figure) == pytest.approx(expected, nan_ok=True)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["acc", "gyro", "image"]
+    assert row_labels(figure) == names(3)
+    plots.png(figure)
+    both = plots.presence_map({"training rows": train, "test rows": train}, names(3))
+    assert [axes.get_title() for axes in both.axes][:2] == ["training rows", "test rows"]
+    assert plots.presence_map({"training rows": test}, names(3)) is None
+    with pytest.raises(ValueError, match=r"test rows: expected one mapping per client \(3\); got 2"):
+        plots.presence_map({"test rows": test[:2]}, names(3))
+
+
+def over_missing(rates: dict[float, dict[str, list[float]]]):
+    tables = [
+        ScoreTable(
+            ACCURACY,
+            ("har", "all clients"),
+            {m: scores(values, values) for m, values in methods.items()},
+            {},
+            {"missing.rate": rate},
+        )
+        for rate, methods in rates.items()
+    ]
+    (curves,) = missing_curves(tables)
+    return curves
+
+
+def test_curves_over_missing_rates_have_bands_of_one_std() -> None:
+    curves = over_missing({0.8: {"mfcpl": [0.5, 0.7], "fedavg": [0.3]}, 0.2: {"mfcpl": [0.8, 0.8]}})
+    (axes,) = plots.score_over_missing(curves).axes
+    assert axes.get_title() == "har"
+    first, second = axes.lines
+    assert first.get_xdata() == pytest.approx([0.2, 0.8])
+    assert first.get_ydata() == pytest.approx([80, 60])
+    assert second.get_ydata() == pytest.approx([np.nan, 30], nan_ok=True)
+    std = 100 * np.std([0.5, 0.7], ddof=1)
+    band = axes.collections[0].get_paths()[0].vertices
+    assert [band[:, 1].min(), band[:, 1].max()] == pytest.approx([60 - std, 80])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.2", "0.8"]
+
+
+def test_gaps_over_missing_rates_are_points_above_the_best_other() -> None:
+    rates = {
+        0.2: {"mfcpl": [0.8, 0.9], "fedavg": [0.7, 0.6]},
+        0.8: {"mfcpl": [0.5, 0.7], "fedavg": [0.6, 0.6]},
+    }
+    figure = plots.gap_over_missing(over_missing(rates))
+    (axes,) = figure.axes
+    _, first, second = axes.lines
+    assert first.get_ydata() == pytest.approx([20, 0])
+    assert second.get_ydata() == pytest.approx([-20, 0])
+    plots.png(figure)
+    alone = {rate: {"mfcpl": [0.5], "mfcpl,cmpr=0": [0.6]} for rate in rates}
+    assert plots.gap_over_missing(over_missing(alone)) is None

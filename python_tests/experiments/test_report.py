@@ -14,6 +14,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from mmfl_fast.experiments.plan import Axis, Method, Plan, cell_folder
+from mmfl_fast.experiments.recorded_comparison import read_comparison
 from mmfl_fast.experiments.recorded_run import ReportError, read_run
 from mmfl_fast.experiments.report import write_comparison_report, write_run_report
 
@@ -117,7 +118,11 @@ def write_run(
                 "client_pass": 0.02 * number**2,
                 "client_pass_per_dataset": {"digits": 0.03 * number**2, "wine": 0.01},
             },
-            **({"clusters": [0, 0, 1], "adjusted_rand_index": 0.25 * number} if state else {}),
+            **(
+                {"clusters": [0, 0, 1], "adjusted_rand_index": 0.25 * number, "operator_gap": 0.5 * number}
+                if state
+                else {}
+            ),
             **scores,
         }
         for number in range(1, rounds + 1)
@@ -178,18 +183,18 @@ def test_report_tells_the_cost(finished: Path) -> None:
     text = Page(finished / "report.html").text
     assert "seconds, clients 0.25 0.75" in text
     assert "seconds, server 0.5 1.5" in text
-    assert "sent up 2.5 MB 7.5 MB" in text
-    assert "sent down 1.5 kB 4.5 kB" in text
-    assert "optimiser steps 1,200 3,600" in text
-    assert "samples seen 3,400 10,200" in text
+    assert "sent up 2.5 MB 7.5 MB 833 kB" in text
+    assert "sent down 1.5 kB 4.5 kB 500 B" in text
+    assert "optimiser steps 1,200 3,600 400" in text
+    assert "samples seen 3,400 10,200 1,133" in text
 
 
 def test_report_shows_every_plot_and_saves_it_beside(finished: Path) -> None:
     page = Page(finished / "report.html")
     saved = {path.name: path.read_bytes() for path in (finished / "plots").iterdir()}
     assert set(saved) == {
-        "accuracy.png", "train-loss.png", "clients.png", "similarity.png", "consensus.png", "clusters.png",
-        "agreement.png",
+        "accuracy.png", "macro-f1.png", "train-loss.png", "clients.png", "similarity.png", "consensus.png",
+        "clusters.png", "agreement.png", "measures.png",
     }  # fmt: skip
     inlined = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.images]
     assert sorted(inlined) == sorted(saved.values())
@@ -258,8 +263,13 @@ def test_run_before_its_first_round(tmp_path: Path) -> None:
 
 def test_algorithm_without_clusters(tmp_path: Path) -> None:
     page = Page(write_run_report(write_run(tmp_path / "run", "local", state=False)))
-    assert page.headings[1:4] == ["Accuracy by round", "Training loss by round", "Accuracy of every client"]
-    assert len(page.images) == 3
+    assert page.headings[1:5] == [
+        "Accuracy by round",
+        "Macro F1 by round",
+        "Training loss by round",
+        "Accuracy of every client",
+    ]
+    assert len(page.images) == 4
 
 
 def test_run_without_a_command(run_dir: Path) -> None:
@@ -390,6 +400,42 @@ def test_measured_cost_is_the_median_over_rounds(run_dir: Path) -> None:
     assert measured["client_pass"] == pytest.approx(0.08)
     assert measured["per_dataset"]["digits"]["client_pass"] == pytest.approx(0.12)
     assert measured["steps_per_client"] == 400
+    assert (measured["bytes_up"], measured["bytes_down"]) == (2_500_000 / 3, 500)
+
+
+def rewritten(file: Path, **more: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
+
+
+def test_scores_that_a_run_did_not_compute_are_nan_beside_those_that_did(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path, methods=("m3fed",))
+    assert {t.metric.name for t in read_comparison(folder).all_tables} == {
+        "accuracy", "macro_f1", "client_pass", "bytes_up", "bytes_down",
+    }  # fmt: skip
+    scores = {"accuracy": 0.7, "macro_f1": 0.6, "uar": 0.55}
+    new = folder / "m3fed" / "seed-1" / "result.json"
+    rewritten(new, uar=0.55, per_dataset={"digits": scores})
+    assert np.isnan(read_run(folder / "m3fed" / "seed-0").measured["uar"])
+    page = Page(write_run_report(new.parent))
+    assert "data set Accuracy Macro F1 Unweighted average recall" in page.text
+    assert "digits 70.00 60.00 55.00" in page.text
+
+
+def test_report_maps_what_is_missing(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", state=False)
+    assert "Which client has which modality" not in Page(write_run_report(run_dir)).headings
+    shares = [{"train": {"image": 1.0}, "test": {"image": 0.0}}] * 2 + [{"train": {"label": 1.0}, "test": {}}]
+    present = [{**client, "present": share} for client, share in zip(CLIENTS, shares, strict=True)]
+    (run_dir / "clients.json").write_text(json.dumps(present))
+    page = Page(write_run_report(run_dir))
+    assert "Which client has which modality" in page.headings
+    assert "Seed 0. Grey:" in page.text
+    assert (run_dir / "plots" / "presence.png").exists()
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    for options, told in (({}, "the run's seed"), ({"seed": 3}, "missing.seed, so all seeds have the same")):
+        missing = {"missing": {"rate": 0.8, **options}}
+        (run_dir / "config.yaml").write_text(yaml.safe_dump({**config, **missing}))
+        assert f"It is drawn from {told}; all methods" in Page(write_run_report(run_dir)).text
 
 
 def write_comparison(folder: Path, axes: tuple[Axis, ...] = (), **changes: object) -> Path:
@@ -419,13 +465,14 @@ def test_comparison(comparison: Path) -> None:
     assert "digits m3fed local 10.00 paired t-test 2 cannot tell: 2 seeds, 3 are needed" in page.text
     assert "config.learning_rate 0.01 0.1" in page.text
     assert "config.lambda 0.6" in page.text
-    assert "m3fed 0.25 0.5 2.5 MB 1.5 kB 1,200 3,400" in page.text
+    assert "m3fed 0.25 0.5 2.5 MB 833 kB 1.5 kB 500 B 1,200 3,400" in page.text
     assert "mmfl-fast compare m3fed local" in page.text
     assert "m3fed, seed 0: Similarity of the clients' updates" in page.headings
     assert "m3fed, seed 0: Similarity and clusters, round by round" in page.headings
     assert len(page.films) == 1
     assert {p.name for p in (comparison / "plots").iterdir()} == {
-        "accuracy.png", "train-loss.png", "clients.png", "agreement.png", "client-pass.png",
+        "accuracy.png", "macro-f1.png", "train-loss.png", "clients.png", "agreement.png", "client-pass.png",
+        "measures.png",
         "m3fed-similarity.png", "m3fed-consensus.png", "m3fed-clusters.png",
     }  # fmt: skip
 
@@ -475,11 +522,35 @@ def test_several_settings_have_an_overview_and_a_report_each(tmp_path: Path) -> 
     assert len(page.links) == 4
     for link in page.links:
         assert Page(tmp_path / unquote(link)).headings
-    assert {p.name for p in (tmp_path / "plots").iterdir()} == {"over-lambda.png"}
+    pictures = {p.name for p in (tmp_path / "plots").iterdir()}
+    assert pictures == {"over-lambda-accuracy.png", "over-lambda-macro-f1.png"}
     assert page.text.count("Accuracy in %, lambda=0.6, data.name=demo, mean") == 1
     assert (
         "m3fed, local on demo <i>, lambda=0, data.name=demo" in Page(tmp_path / unquote(page.links[0])).text
     )
+
+
+def test_overview_over_missing_rates(tmp_path: Path) -> None:
+    axes = (Axis("missing.rate", (0.8, 0.2)), Axis("data.name", ("demo", "wine")))
+    write_comparison(tmp_path, axes)
+    for cell in Plan.read(tmp_path).cells:
+        rate = dict(cell.setting.values)["missing.rate"]
+        if rate == 0.8 and cell.method.label == "local":
+            result = cell_folder(tmp_path, cell) / "result.json"
+            rewritten(result, per_dataset={"digits": {"accuracy": 0.3, "macro_f1": 0.6}})
+    page = Page(write_comparison_report(tmp_path))
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {
+        f"over-missing-{score},data.name={name}{kind}.png"
+        for score in ("accuracy", "macro-f1")
+        for name in ("demo", "wine")
+        for kind in ("", "-gap")
+    }
+    assert "Accuracy in %, digits, over missing.rate, data.name=demo, mean" in page.text
+    std = f"{100 * np.std([0.6234, 0.6334], ddof=1):.2f}"
+    assert f"method 0.2 0.8 m3fed 72.84 ± {std} 72.84 ± {std} local 62.84 ± {std} 30.00 ± 0.00" in page.text
+    assert re.search(r"m3fed \+10.00 ± 0.00 \(local\) \+42.84 ± \d.\d\d \(local\) above 0.8", page.text)
+    assert re.search(r"local -10.00 ± 0.00 \(m3fed\) -42.84 ± \d.\d\d \(m3fed\) 0.8", page.text)
+    assert "Sent up by a client in a round in kB, all clients, over missing.rate" in page.text
 
 
 def test_half_a_line_of_a_killed_run_does_not_count(run_dir: Path) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmfl_fast.experiments.scores import ACCURACY, CLIENT_PASS, MACRO_F1, score_table, score_tables
+from mmfl_fast.experiments.scores import (
+    ACCURACY,
+    BYTES_UP,
+    CLIENT_PASS,
+    MACRO_F1,
+    UAR,
+    metric_named,
+    score_table,
+    score_tables,
+)
 from mmfl_fast.experiments.significance import best_against_runner_up
 from mmfl_fast.experiments.table_files import scores_csv, significance_csv, summary_csv, write_tables
 from mmfl_fast.experiments.table_text import latex_table, markdown_table, print_table, terminal_table
@@ -254,3 +263,21 @@ def test_data_set_named_like_the_overall_column_is_refused() -> None:
     scores = {"accuracy": 0.5, "macro_f1": 0.5}
     with pytest.raises(ValueError, match="'all clients'"):
         accuracy_table({"a": {0: {**scores, "per_dataset": {"all clients": scores}}}})
+
+
+def test_what_is_told_of_all_together_has_one_column(results: dict) -> None:
+    for number, seeds in enumerate(results.values(), start=1):
+        for r in seeds.values():
+            r["bytes_up"] = 1500.0 * number
+    table = score_table(results, BYTES_UP)
+    assert table.columns == ("all clients",)
+    assert [str(table.rows[m][0]) for m in results] == ["1.5 ± 0.0", "3.0 ± 0.0"]
+    assert [table.is_best(m, 0) for m in results] == [True, False]
+    assert BYTES_UP in [t.metric for t in score_tables(results)]
+    assert "| m3fed | **1.5 ± 0.0** |" in markdown_table(table)
+
+
+def test_metrics_are_found_by_name() -> None:
+    assert metric_named("uar") is UAR
+    with pytest.raises(ValueError, match="unknown metric 'macro-f1'; did you mean 'macro_f1'"):
+        metric_named("macro-f1")

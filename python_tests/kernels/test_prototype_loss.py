@@ -80,6 +80,11 @@ def test_more_rows_and_classes_than_one_block():
     assert_accurate(*inputs(rows=1100, dims=12, classes=531), None, 0.1, True)
 
 
+@pytest.mark.parametrize("rows", [1024, 2100])
+def test_so_many_rows_that_they_are_cut_in_parts(rows):
+    assert_accurate(*inputs(rows=rows, dims=20, classes=3), None, 0.1, True)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_clients_in_one_call(groups, dtype):

@@ -106,7 +106,7 @@ def clusters_by_round(history: History, names: Sequence[str], groups: Sequence[s
         labels = ["not yet drawn", *labels]
     handles = [Patch(color=c) for c in colours[-len(labels) :]]
 
-    figure = new_figure(8.4, _side(count, 0.13))
+    figure = new_figure(8.4, side_of(count, 0.13))
     axes = new_axes(figure)
     norm = BoundaryNorm(np.arange(-1.5, highest + 1), highest + 2)
     edges = (np.arange(rounds + 1), np.arange(count + 1))
@@ -116,7 +116,7 @@ def clusters_by_round(history: History, names: Sequence[str], groups: Sequence[s
     shown = np.unique(np.linspace(0, rounds - 1, min(rounds, 10)).round().astype(int))
     axes.set_xticks(shown + 0.5, [str(lines[i]["round"]) for i in shown])
     bare(axes)
-    _name_clients(axes, [names[i] for i in order])
+    name_clients(axes, [names[i] for i in order])
     legend_of_groups(figure, groups)
     legend(figure, labels, handles, beside=True)
     return figure
@@ -139,7 +139,7 @@ def _client_map(
     count = len(order)
     shown = np.ma.masked_invalid(matrix[np.ix_(order, order)])
 
-    side = _side(count, 0.13)
+    side = side_of(count, 0.13)
     widest = max(len(short(names[i])) for i in order)
     figure = new_figure(side + 1.9 + 0.06 * widest, side + 0.7)
     axes = new_axes(figure)
@@ -153,7 +153,7 @@ def _client_map(
     _draw_strip(axes, members, colours, count, vertical=False)
     axes.set(xlim=(-strip, count), ylim=(count, -strip), aspect="equal", xticks=[])
     bare(axes)
-    _name_clients(axes, [names[i] for i in order])
+    name_clients(axes, [names[i] for i in order])
     if clusters is not None and max(clusters) >= 0:
         _mark_clusters(axes, [clusters[i] for i in order])
     bar = figure.colorbar(
@@ -210,7 +210,7 @@ def _apart(positions: Matrix, gap: float, length: float) -> Matrix:
     return moved
 
 
-def _name_clients(axes: Axes, names: Sequence[str]) -> None:
+def name_clients(axes: Axes, names: Sequence[str]) -> None:
     """Label the rows; every n-th where all labels would overlap."""
     step = math.ceil(len(names) / _MAX_NAMES)
     shown = range(0, len(names), step)
@@ -223,7 +223,8 @@ def _order(groups: Sequence[str], keys: Sequence[Sequence[Any]]) -> list[int]:
     return sorted(range(len(groups)), key=lambda i: [rank[k[i]] if k is groups else k[i] for k in keys])
 
 
-def _side(count: int, per_client: float) -> float:
+def side_of(count: int, per_client: float) -> float:
+    """Side in inches that ``count`` clients take."""
     return float(np.clip(per_client * count + 2.2, 3.2, 9.5))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from mmfl_fast.experiments.plots.style import (
     panels,
     unique,
 )
+from mmfl_fast.experiments.scores import Metric
 
 # Lines of metrics.jsonl, and those of method -> seed.
 History = Sequence[Mapping[str, Any]]
@@ -29,20 +31,21 @@ Histories = Mapping[str, Mapping[int, History]]
 _MAX_MARKED_ROUNDS = 15
 
 
-def accuracy_by_round(histories: Histories) -> Figure | None:
-    """Accuracy in percent by round: one panel per data set and one for all clients.
+def score_by_round(histories: Histories, metric: Metric) -> Figure | None:
+    """A score by round: one panel per data set and one overall.
 
     Lines are means over seeds, bands the sample standard deviation. A method is drawn for the rounds that
     all its seeds have.
 
     Args:
-        histories: method -> seed -> lines of ``metrics.jsonl``; rounds without an evaluation are passed over.
+        histories: method -> seed -> lines of ``metrics.jsonl``; rounds without the score are passed over.
+        metric: the score, in percent.
 
     Returns:
-        The figure; None if no round was evaluated.
+        The figure; None if no round has the score.
     """
     evaluated = {
-        method: {seed: [line for line in history if "accuracy" in line] for seed, history in seeds.items()}
+        method: {seed: [line for line in history if metric.name in line] for seed, history in seeds.items()}
         for method, seeds in histories.items()
     }
     names = unique(
@@ -55,18 +58,45 @@ def accuracy_by_round(histories: Histories) -> Figure | None:
     if not names:
         return None
 
-    def accuracy_on(name: str) -> Callable[[Mapping[str, Any]], float]:
-        return lambda line: 100 * line["per_dataset"].get(name, {"accuracy": math.nan})["accuracy"]
+    def score_on(name: str) -> Callable[[Mapping[str, Any]], float]:
+        return lambda line: metric.scale * line["per_dataset"].get(name, {}).get(metric.name, math.nan)
 
     readers = [
-        *((name, accuracy_on(name)) for name in names),
-        ("all clients", lambda line: 100 * line["accuracy"]),
+        *((name, score_on(name)) for name in names),
+        (metric.overall, lambda line: metric.scale * line[metric.name]),
     ]
-    figure, drawn = panels([name for name, _ in readers], "accuracy in %", "round")
+    figure, drawn = panels([name for name, _ in readers], metric.title, "round")
     for axes, (_, read) in zip(drawn, readers, strict=True):
         _draw_curves(axes, evaluated, read)
         keep_percent(axes)
     legend_of_methods(figure, histories)
+    return figure
+
+
+def measures_by_round(histories: Histories, names: Sequence[str]) -> Figure | None:
+    """What algorithms measure of themselves, by round: one panel per measure, lines and bands as for scores.
+
+    Args:
+        histories: method -> seed -> lines of ``metrics.jsonl``.
+        names: keys of the measures; lines without one, or with None, are passed over.
+
+    Returns:
+        The figure; None if there is no measure.
+    """
+    if not names:
+        return None
+    told = {
+        name: {
+            method: {s: [line for line in h if line.get(name) is not None] for s, h in seeds.items()}
+            for method, seeds in histories.items()
+        }
+        for name in names
+    }
+    figure, drawn = panels([name.replace("_", " ") for name in names], "", "round")
+    for axes, (name, own) in zip(drawn, told.items(), strict=True):
+        _draw_curves(axes, own, itemgetter(name))
+    having = [m for m in histories if any(any(own[m].values()) for own in told.values())]
+    legend_of_methods(figure, histories, having)
     return figure
 
 

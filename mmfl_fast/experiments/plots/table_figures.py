@@ -21,21 +21,22 @@ from mmfl_fast.experiments.plots.style import (
     panels,
     short,
 )
-from mmfl_fast.experiments.scores import Score, ScoreTable
+from mmfl_fast.experiments.scores import Metric, Score, ScoreTable
 
 # Curve -> value of the axis -> one score per column.
 Sweep = Mapping[str, Mapping[float, Sequence[Score]]]
 
 
-def accuracy_over(key: str, sweep: Sweep, columns: Sequence[str]) -> Figure:
-    """Final accuracy in percent over the values of one key; error bars are the std over seeds.
+def score_over(key: str, sweep: Sweep, columns: Sequence[str], metric: Metric) -> Figure:
+    """Final scores over the values of one key; error bars are the std over seeds.
 
     Args:
         key: what is varied, the label of the x axis.
         sweep: curves; values without a score are passed over.
         columns: names of the scores, one panel each.
+        metric: the score, in percent.
     """
-    figure, drawn = panels(columns, "accuracy in %", key)
+    figure, drawn = panels(columns, metric.title, key)
     colours = method_colours(sweep)
     values = sorted({value for points in sweep.values() for value in points})
     gap = min((b - a for a, b in itertools.pairwise(values)), default=0.0)
@@ -46,8 +47,8 @@ def accuracy_over(key: str, sweep: Sweep, columns: Sequence[str]) -> Figure:
             shift = 0.2 * gap * ((number + 0.5) / len(sweep) - 0.5)
             axes.errorbar(
                 [value + shift for value in scores],
-                [100 * s.mean for s in scores.values()],
-                [100 * (s.std or 0.0) for s in scores.values()],
+                [metric.scale * s.mean for s in scores.values()],
+                [metric.scale * (s.std or 0.0) for s in scores.values()],
                 color=colours[curve],
                 linestyle=line_style(number),
                 linewidth=1.7,

@@ -7,22 +7,27 @@ from collections.abc import Iterator, Mapping
 from mmfl_fast.experiments import plots
 from mmfl_fast.experiments.recorded_run import RecordedRun, ReportError
 from mmfl_fast.experiments.report.page import Picture, picture
+from mmfl_fast.experiments.scores import SCORES
 
 # Method -> seed -> run.
 Runs = Mapping[str, Mapping[int, RecordedRun]]
 
 
 def shared_pictures(runs: Runs) -> Iterator[Picture]:
-    """Accuracy, loss and agreement by round, and the clients' scores: all methods in each."""
+    """Scores, loss and what the algorithms tell of themselves by round, and the clients' scores.
+
+    All methods are in each picture.
+    """
     histories = {m: {s: r.history for s, r in by_seed.items()} for m, by_seed in runs.items()}
     several = max(len(seeds) for seeds in histories.values()) > 1
     band = " Lines are means over seeds, bands ± one sample standard deviation." if several else ""
-    yield from picture(
-        "accuracy",
-        "Accuracy by round",
-        "Each client's own model on its own test rows, as the mean over clients." + band,
-        plots.accuracy_by_round(histories),
-    )
+    for metric in SCORES:
+        yield from picture(
+            metric.name.replace("_", "-"),
+            f"{metric.title.removesuffix(' in %')} by round",
+            metric.meaning + band,
+            plots.score_by_round(histories, metric),
+        )
     yield from picture(
         "train-loss",
         "Training loss by round",
@@ -37,6 +42,28 @@ def shared_pictures(runs: Runs) -> Iterator[Picture]:
         "1 if they are the same partition, 0 on average by chance. Only methods that form clusters have it."
         + band,
         plots.agreement_by_round(histories),
+    )
+    measures = dict.fromkeys(n for by_seed in runs.values() for run in by_seed.values() for n in run.measures)
+    yield from picture(
+        "measures",
+        "What the algorithms measure of themselves",
+        "By round; a method is drawn in the panels of what it measures." + band,
+        plots.measures_by_round(histories, list(measures)),
+    )
+
+
+def presence_picture(run: RecordedRun) -> Iterator[Picture]:
+    """Which modalities the clients of a run are left with, if any are missing."""
+    options = run.config.get("missing") or {}
+    drawn = "missing.seed, so all seeds have the same" if "seed" in options else "the run's seed"
+    told = f" It is drawn from {drawn}; all methods have the same." if options else ""
+    parts = {f"{title} rows": run.presence(part) for part, title in (("train", "training"), ("test", "test"))}
+    yield from picture(
+        "presence",
+        "Which client has which modality",
+        f"Seed {run.config['seed']}.{told} Grey: no modality of the client's data set, or no such rows. "
+        "Training or test rows are not shown if nothing is missing from them.",
+        plots.presence_map(parts, run.names),
     )
 
 

@@ -29,6 +29,12 @@ def cost(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]
     return {name: (sum(values) / len(history), sum(values)) for name, values in spent.items()}
 
 
+def cost_per_client(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what one client and round took, as mean over all of them."""
+    clients = sum(line["clients"] for line in history)
+    return {name: sum(line[name] for line in history) / clients for name in COUNTED} if clients else {}
+
+
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn ``{"a": {"b": 1}}`` into ``{"a.b": 1}``."""
     joined: dict[str, Any] = {}

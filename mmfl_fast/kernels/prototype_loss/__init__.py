@@ -22,9 +22,11 @@ def prototype_loss(
     A row with label -100 is ignored, and so is one whose class the mask leaves out: its loss is 0 and it
     has no gradient. A row with a zero upstream gradient contributes nothing either, be it NaN.
 
-    The native forward holds the logits of 64 rows and 256 classes per thread, the backward those of at most
-    256 rows; both hold the prototypes once more in a packed form. Arithmetic is float32 (float64 if either
-    tensor is float64), in runs of at most 256 terms; gradients of prototypes are float64 across such runs.
+    The native forward holds the logits of 64 rows and 256 classes per thread; both ways hold the prototypes
+    once more in a packed form. The backward cuts the rows that share prototypes in up to 16 parts of at least
+    512 rows, and 10 for every class; a part holds the logits of at most 256 rows, and the gradient of the
+    prototypes in float64. Arithmetic is float32 (float64 if either tensor is float64), in runs of at most 256
+    terms; gradients of prototypes are float64 across such runs.
 
     On a GPU the native form holds a tile of logits in registers. Its sums are float32 over all dimensions,
     and over 4096 rows or classes in a gradient, float64 beyond. Where features and prototypes have one 16-bit
