@@ -90,9 +90,10 @@ def gradient_of_contrast(run, index):
     return dict(zip(leaves, found, strict=True))
 
 
-def test_the_contrast_reaches_the_encoders_of_modalities_held_alone(trial, toy_federation):
+@pytest.mark.parametrize("absent", ["mask", "zero-fill"])
+def test_the_contrast_reaches_the_encoders_of_modalities_held_alone(trial, toy_federation, absent):
     federation = data.with_missing(toy_federation, rate=0.8, level="client", seed=1)
-    run = trial("creamfl", federation=federation)
+    run = trial("creamfl", federation=federation, absent=absent)
     for client in federation.clients:
         gradient = gradient_of_contrast(run, client.index)
         for modality in ("left", "right"):
@@ -106,14 +107,14 @@ def test_the_servers_steps_draw_the_model_to_the_ensemble(trial, toy_federation)
     params = trial("creamfl", federation=toy_federation).train()
     gaps = []
     for weight in (0.0, 1.0):
-        run = trial("creamfl", federation=toy_federation, distillation=weight, server_steps=20)
+        run = trial("creamfl", federation=toy_federation, distillation=weight, server_steps=10)
         rows = [run.algorithm.upload(p, c) for p, c in zip(params, toy_federation.clients, strict=True)]
         targets = ensemble(Uploads(toy_federation.clients, rows), run.state.common[0])
         start = run.starts()[0]
         values = {m: start[f"public.{m}"] for m in targets}
         own = run.algorithm.represent(run.aggregate(params).models[0], values, start["held"])
         gaps.append(float(sum((own[m] - u).square().sum() for m, u in targets.items())))
-    assert gaps[1] < 0.8 * gaps[0]
+    assert gaps[1] < 0.9 * gaps[0]
 
 
 def test_the_previous_model_takes_part_once_there_is_one(trial, toy_federation):
