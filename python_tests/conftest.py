@@ -65,6 +65,7 @@ _SMALL_MODEL = {
     "attention_width": 10,
     "heads": 2,
     "head_width": 8,
+    "projection_width": 16,
     "batch_size": 8,
     "local_epochs": 1,
 }

@@ -23,6 +23,13 @@ _PLACES = {
     "fedmvp": ("fedmvp", "FedMVP"),
     "fusion-fedavg": ("fusion_fedavg", "FusionFedAvg"),
     "mfcpl": ("mfcpl", "MFCPL"),
+    "fedprox": ("fedprox", "FedProx"),
+    "fediot": ("fediot", "FedIoT"),
+    "fedopt": ("fedopt", "FedOpt"),
+    "fedproto": ("fedproto", "FedProto"),
+    "moon": ("moon", "MOON"),
+    "fusion-fedmsplit": ("fusion_fedmsplit", "FusionFedMSplit"),
+    "creamfl": ("creamfl", "CreamFL"),
 }
 
 

@@ -17,7 +17,6 @@ cosine of ``Delta``, what a round's training changed, and a temperature (papers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmfl_fast import ops
+from mmfl_fast.algorithms.client_graph import pass_messages, shared_blocks
 from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.drift import squared_drift
 from mmfl_fast.algorithms.plain_training import PlainTraining, PlainTrainingConfig
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation import Batch, ClientState, Context, ParameterTable, State, Uploads, part_of
@@ -73,9 +73,8 @@ class FedMSplit(PlainTraining):
 
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """Cross-entropy and the pull to the aggregate, which is what the client started from."""
-        drift = [(tensor - context.start[name]).square().sum() for name, tensor in params.items()]
         pull: float = self.config.lambda_
-        return super().loss(params, batch, context) + pull * torch.stack(drift).sum()
+        return super().loss(params, batch, context) + pull * squared_drift(params, context.start)
 
     def upload(self, params: ClientState, client: Client) -> dict[str, Tensor]:
         """Send the blocks that the client owns: no input layer of a modality that it does not hold."""
@@ -84,32 +83,19 @@ class FedMSplit(PlainTraining):
 
     def aggregate(self, state: FedMSplitState, uploads: Uploads, weights: Tensor) -> FedMSplitState:
         """Pass messages in every view; the clients that were not drawn keep their model."""
+        del weights
         clients, rows = uploads.clients, uploads.rows()
-        views = shared_blocks(clients, rows)
-        attention = {
-            view: block_attention(
-                [{n: rows[k][n] - state.models[clients[k].index][n] for n in names} for k in owners],
-                self.config.temperature,
-            )
-            for view, (names, owners) in views.items()
-        }
-        factor = weights.new_zeros(len(rows), len(rows))
-        for view, (_, owners) in views.items():
-            factor[torch.tensor(owners).unsqueeze(1), owners] += attention[view]
-        factor /= 1 + common_modalities(clients).to(factor)
-
-        models = {c.index: dict(state.models[c.index]) for c in clients}
-        consensus = state.consensus
-        for view, (names, owners) in views.items():
-            matrix = attention[view] * factor[torch.tensor(owners).unsqueeze(1), owners]
-            matrix = matrix / matrix.sum(dim=1, keepdim=True)
-            mixed = ops.mix([{n: rows[k][n] for n in names} for k in owners], matrix)
-            for k, block in zip(owners, mixed, strict=True):
-                models[clients[k].index].update(block)
-            if part_of(names[0]) == "f":
-                members = torch.tensor([c.index for c in clients])
-                consensus = known_pairs(matrix, members, len(consensus))
-        return replace(state, models=state.models.replace(models), consensus=consensus)
+        starts = [state.models[c.index] for c in clients]
+        views = shared_blocks(clients, rows, block_of, ("psi",))
+        received, mixes = pass_messages(clients, rows, starts, views, self.config.temperature)
+        (learner,) = (mixes[view] for view, (names, _) in views.items() if part_of(names[0]) == "f")
+        members = torch.tensor([c.index for c in clients])
+        models = {c.index: {**s, **r} for c, s, r in zip(clients, starts, received, strict=True)}
+        return replace(
+            state,
+            models=state.models.replace(models),
+            consensus=known_pairs(learner, members, len(state.consensus)),
+        )
 
     def metrics(self, state: FedMSplitState) -> dict[str, Any]:
         """Mean weight a client gives its own ``f``."""
@@ -119,30 +105,3 @@ class FedMSplit(PlainTraining):
 def block_of(name: str) -> str:
     """The block of a parameter: its part, and of the input layers the modality."""
     return name.rpartition(".")[0] if part_of(name) == "phi" else part_of(name)
-
-
-def shared_blocks(
-    clients: tuple[Client, ...], rows: list[dict[str, Tensor]]
-) -> dict[Hashable, tuple[list[str], list[int]]]:
-    """Find the views: parameter names of a block, and the positions of the clients that share it."""
-    views: dict[Hashable, tuple[list[str], list[int]]] = {}
-    for position, (client, row) in enumerate(zip(clients, rows, strict=True)):
-        blocks: dict[str, list[str]] = {}
-        for name in row:
-            blocks.setdefault(block_of(name), []).append(name)
-        for block, names in blocks.items():
-            task = client.task_index if block == "psi" else None
-            shapes = tuple((n, row[n].shape) for n in names)
-            views.setdefault((task, shapes), (names, []))[1].append(position)
-    return views
-
-
-def block_attention(updates: list[dict[str, Tensor]], temperature: float) -> Tensor:
-    """``softmax_l(cos(Delta_k, Delta_l) / tau)`` of K updates of one block, float64 ``[K, K]``."""
-    return torch.softmax(ops.cosine_similarity(updates, origin=None) / temperature, dim=1)
-
-
-def common_modalities(clients: tuple[Client, ...]) -> Tensor:
-    """``|Omega_k & Omega_l|``, int64 ``[K, K]``."""
-    held = [set(c.modalities) for c in clients]
-    return torch.tensor([[len(a & b) for b in held] for a in held])

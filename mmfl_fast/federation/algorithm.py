@@ -156,7 +156,7 @@ class Algorithm:
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
-    personal: ClassVar[tuple[str, ...]] = ()
+    personal: tuple[str, ...] = ()
     """Parts that stay with the client; the engine keeps them in ``State.personal``."""
 
     def __init__(self, config: AlgorithmConfig | None = None) -> None:

@@ -119,7 +119,8 @@ def read_checkpoint(folder: Path, template: AnyState) -> tuple[AnyState, dict[st
         return None
     newest = complete[-1]
     try:
-        tensors = load_file(newest / "state.safetensors")
+        # In a file tensors lie at any address, and on that the rounding of a product can depend.
+        tensors = {n: t.clone() for n, t in load_file(newest / "state.safetensors").items()}
         meta: dict[str, Any] = json.loads((newest / "meta.json").read_text())
         return with_state_tensors(template, tensors), meta
     except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -28,6 +28,8 @@ def variants(methods):
         "mcarn": [{"margins": "equal", "calibration": 0.0}],
         "3fm": [{"mode": "printed"}],
         "fusion-fedavg": [{"absent": "zero-fill"}],
+        "fedopt": [{"server_optimiser": "yogi"}],
+        "fedproto": [{"exchange_weights": False, "prototype_weights": "count", "min_count": 1}],
         "mfcpl": [{"batch_proto": True, "alignment": "smooth_l1", "prototype_weights": "count"}],
     }
     return [(m, options) for m in methods for options in [{}, *more.get(m, [])]]
@@ -58,6 +60,8 @@ def test_every_uploaded_tensor_moves_on_the_server(trial, toy_federation, method
     for client, before in zip(run.federation.clients, run.starts(), strict=True):
         after = run.received(new, client)
         for name in (n for n in run.algorithm.upload(before, client) if n in before):
+            if method == "moon" and part_of(name) == "projection":
+                continue  # In the first round there is no previous model to tell from.
             assert not torch.equal(before[name], after[name]), name
 
 

@@ -6,7 +6,8 @@ import torch
 
 import mmfl_fast as mf
 from mmfl_fast import data
-from mmfl_fast.algorithms.fedmsplit import block_attention, block_of, common_modalities, shared_blocks
+from mmfl_fast.algorithms.client_graph import block_attention, common_modalities, shared_blocks
+from mmfl_fast.algorithms.fedmsplit import block_of
 from mmfl_fast.federation import Context
 from mmfl_fast.federation.batching import gather
 
@@ -105,7 +106,7 @@ def test_the_server_passes_messages_as_the_equations_say(trial, mixed_federation
 def test_who_shares_which_block(trial):
     run = trial("fedmsplit")
     clients = run.federation.clients
-    views = shared_blocks(clients, run.starts())
+    views = shared_blocks(clients, run.starts(), block_of, ("psi",))
     owners = {(names[0], tuple(positions)) for names, positions in views.values()}
     images, sounds = (0, 1, 2, 3), (4, 5, 6, 7)
     assert owners == {
@@ -123,7 +124,7 @@ def test_heads_of_one_shape_do_not_cross_tasks(trial, toy_federation):
     (task,) = data.dirichlet(toy_federation, clients=3, alpha=5.0, seed=0).tasks
     twins = data.Federation("twins", (*toy_federation.tasks, replace(task, name="other")))
     run = trial("fedmsplit", federation=twins)
-    views = shared_blocks(twins.clients, run.starts())
+    views = shared_blocks(twins.clients, run.starts(), block_of, ("psi",))
     heads = [positions for names, positions in views.values() if names[0] == "psi.weight"]
     assert heads == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
 
