@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench m3fed-tables gpu-check dist clean
+.PHONY: demo test lint bench m3fed-tables mfcpl-tables gpu-check dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -27,6 +27,13 @@ m3fed-tables: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg meta-har mat-fl mcarn fedmsplit m3fed \
 	  m3fed,clustering=none m3fed,mixing=none m3fed,projection=false \
 	  --preset m3fed-five-cpu --alpha 1,0.4 --seeds $(SEEDS) --out $(TABLES) --resume
+
+MFCPL_TABLES := runs/mfcpl-tables
+
+mfcpl-tables: $(VENV)/.installed
+	$(BIN)/mmfl-fast compare fusion-fedavg fedprox moon fedproto fedopt fediot fusion-fedmsplit creamfl mfcpl \
+	  mfcpl,cmpr=0 mfcpl,cmpc=0 mfcpl,cma=0 --preset mfcpl --missing 0.2,0.4,0.6,0.8,0.9 \
+	  --seeds $(SEEDS) --metric macro_f1 --metric uar --out $(MFCPL_TABLES) --resume
 
 # With the machine's own Python and torch. PYTHONSAFEPATH keeps this folder from hiding what is installed.
 GPU_JSON ?= gpu.json
