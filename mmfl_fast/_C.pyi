@@ -50,6 +50,23 @@ def prototype_loss(
     log_sum: int,
     threads: int,
 ) -> int: ...
+def client_step(
+    values: _Int64Array,
+    instructions: _Int64Array,
+    buffers: _Int64Array,
+    inputs: _Int64Array,
+    rows: int,
+    row_count: int,
+    batch_size: int,
+    capacity: int,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    packed: int,
+    packed_size: int,
+    loss: int,
+    losses: int,
+) -> None: ...
 def prototype_loss_backward(
     sizes: _Int64Array,
     tensors: _Int64Array,

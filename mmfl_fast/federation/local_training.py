@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmfl_fast.data import Client
-from mmfl_fast.federation.algorithm import Batch, ClientState, Context, Phase, part_of
+from mmfl_fast.federation.algorithm import Batch, ClientState, Context, Phase
 from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_batches
+from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.optimisers import Slots
 from mmfl_fast.federation.streams import Purpose, stream
 
@@ -38,6 +39,7 @@ def train_clients(
     phases: Sequence[Phase],
     round_index: int,
     seed: int,
+    native: NativeSteps | None = None,
 ) -> list[LocalResult]:
     """Run the phases of one round for clients of one task and one signature.
 
@@ -47,6 +49,7 @@ def train_clients(
         phases: passes, in order.
         round_index: number of the round; with ``seed`` and the client's index it fixes the batches.
         seed: of the run.
+        native: steps prepared for this round; a client alone takes them where there are some. None for none.
 
     Returns:
         One result per client, in order. It does not depend on which clients are trained together, beyond
@@ -58,20 +61,8 @@ def train_clients(
         for c, draw in zip(clients, draws, strict=True)
     ]
     if len(clients) == 1:
-        return [_train_one(clients[0], starts[0], phases, passes[0], round_index)]
+        return [_train_one(clients[0], starts[0], phases, passes[0], round_index, native)]
     return _train_stack(clients, starts, phases, passes, round_index)
-
-
-def _trainable(phase: Phase, params: ClientState) -> list[str]:
-    names = [n for n in params if "*" in phase.trainable or part_of(n) in phase.trainable]
-    parts = {part_of(n) for n in names}
-    absent = [p for p in phase.trainable if p != "*" and p not in parts]
-    if absent:
-        raise ValueError(
-            f"phase {phase.name!r}: trainable part {absent[0]!r} is not among the client's parts "
-            f"{sorted({part_of(n) for n in params})}"
-        )
-    return names
 
 
 def _train_one(
@@ -80,28 +71,47 @@ def _train_one(
     phases: Sequence[Phase],
     passes: Sequence[Sequence[Tensor]],
     round_index: int,
+    native: NativeSteps | None,
 ) -> LocalResult:
     params = {name: tensor.clone() for name, tensor in start.items()}
     context = Context(start, round_index)
     memory: dict[str, Slots] = {}
     losses: list[Tensor] = []
-    samples = 0
     for phase, batches in zip(phases, passes, strict=True):
-        names = _trainable(phase, params)
-        leaves = [params[n].detach().requires_grad_() for n in names]
-        current = {**params, **dict(zip(names, leaves, strict=True))}
-        slots = memory.setdefault(phase.name, phase.optimiser.slots(leaves))
-        for rows in batches:
-            loss = phase.loss(current, gather(client.task, rows), context)
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
-                # The leaves share storage with params, so this moves both.
-                phase.optimiser.step(leaves, gradients, slots)
-            losses.append(loss.detach())
-            samples += len(rows)
+        names = phase.moving(params)
+        slots = memory.setdefault(phase.name, phase.optimiser.slots([params[n] for n in names]))
+        taken = native.run(client, params, names, slots, phase, batches, context) if native else None
+        losses.append(
+            _take_steps(client, params, names, slots, phase, batches, context) if taken is None else taken
+        )
         if phase.after is not None:
             params = phase.after(params)
-    return LocalResult(params, torch.stack(losses).mean(), len(losses), samples)
+    steps = sum(len(batches) for batches in passes)
+    samples = sum(len(rows) for batches in passes for rows in batches)
+    return LocalResult(params, torch.cat(losses).mean(), steps, samples)
+
+
+def _take_steps(
+    client: Client,
+    params: ClientState,
+    names: Sequence[str],
+    slots: Slots,
+    phase: Phase,
+    batches: Sequence[Tensor],
+    context: Context,
+) -> Tensor:
+    """Take the steps of one pass in place, and return their losses."""
+    # The leaves share storage with params, so a step moves both.
+    leaves = [params[n].detach().requires_grad_() for n in names]
+    current = {**params, **dict(zip(names, leaves, strict=True))}
+    losses = []
+    for rows in batches:
+        loss = phase.loss(current, gather(client.task, rows), context)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            phase.optimiser.step(leaves, gradients, slots)
+        losses.append(loss.detach())
+    return torch.stack(losses)
 
 
 def _train_stack(
@@ -119,7 +129,7 @@ def _train_stack(
     memory: dict[str, Slots] = {}
     total = torch.zeros(len(clients), device=task.labels.device)
     for number, phase in enumerate(phases):
-        names = _trainable(phase, params)
+        names = phase.moving(params)
         fixed = [n for n in params if n not in set(names)]
         slots = memory.setdefault(phase.name, phase.optimiser.slots([params[n] for n in names]))
 

@@ -23,11 +23,13 @@ from mmfl_fast.federation.cohorts import cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
 from mmfl_fast.federation.local_training import LocalResult, train_clients
+from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.progress import RoundProgress
 from mmfl_fast.federation.run_directory import RunDirectory
 from mmfl_fast.federation.sampling import sample_clients
 from mmfl_fast.federation.standardisation import standardise
 from mmfl_fast.federation.streams import Purpose, torch_generator
+from mmfl_fast.kernels.backend import chosen
 
 
 class DivergedError(ArithmeticError):
@@ -151,6 +153,7 @@ class _Run:
         if not any(c.num_train for c in self._federation.clients):
             raise ValueError(f"federation {federation.name!r}: no client has a training row")
         self._workers = ClientWorkers(self.device)
+        self._native = NativeSteps() if engine.native_steps == "auto" else None
         generator = torch_generator(seed, Purpose.INITIALISATION)
         # One thread: LAPACK's factorisations round differently on several.
         with one_torch_thread():
@@ -219,11 +222,16 @@ class _Run:
         """Return what training made of each client, and the seconds it took."""
         chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
         phases = self._algorithm.client_phases()
+        native = self._native
+        if native is not None and chosen("client_step", self.device) == "native":
+            native.prepare(clients, starts, phases, number)
+        else:
+            native = None
 
         def train(chunk: list[int]) -> tuple[list[LocalResult], float]:
             began = self._clock()
             results = train_clients(
-                [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed
+                [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed, native
             )
             return results, (self._clock() - began) / len(chunk)
 
