@@ -57,15 +57,18 @@ static inline void along_depth_tile(std::int64_t depth, Matrix a, Matrix b, floa
     }
 }
 
-template <int kColumns>
+// `rows` is at most kRows.
+template <int kRows, int kColumns>
 static inline void along_depth_rows(std::int64_t rows, std::int64_t depth, Matrix a, Matrix b, float* c,
                                     std::int64_t c_row, bool add) {
-  std::int64_t i = 0;
-  for (; i + kAlongRows <= rows; i += kAlongRows)
-    along_depth_tile<kAlongRows, kColumns>(depth, {a.data + i * a.row, a.row, 1}, b, c + i * c_row, c_row,
-                                           add);
-  for (; i < rows; ++i)
-    along_depth_tile<1, kColumns>(depth, {a.data + i * a.row, a.row, 1}, b, c + i * c_row, c_row, add);
+  if (rows >= kRows) {
+    along_depth_tile<kRows, kColumns>(depth, a, b, c, c_row, add);
+    rows -= kRows;
+    a.data += kRows * a.row;
+    c += kRows * c_row;
+  }
+  if constexpr (kRows > 1)
+    if (rows > 0) along_depth_rows<kRows / 2, kColumns>(rows, depth, a, b, c, c_row, add);
 }
 
 // C = A B^T, or C += A B^T: element (i, j) is the sum over k of a(i, k) b(j, k); a.column and b.column are 1.
@@ -80,11 +83,11 @@ static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::i
       const Matrix left{a.data + i * a.row, a.row, 1};
       std::int64_t j = first;
       for (; j + kAlongColumns <= end; j += kAlongColumns)
-        along_depth_rows<kAlongColumns>(count, depth, left, {b.data + j * b.row, b.row, 1}, c + i * c_row + j,
-                                        c_row, add);
+        along_depth_rows<kAlongRows, kAlongColumns>(count, depth, left, {b.data + j * b.row, b.row, 1},
+                                                    c + i * c_row + j, c_row, add);
       for (; j < end; ++j)
-        along_depth_rows<1>(count, depth, left, {b.data + j * b.row, b.row, 1}, c + i * c_row + j, c_row,
-                            add);
+        along_depth_rows<kAlongRows, 1>(count, depth, left, {b.data + j * b.row, b.row, 1}, c + i * c_row + j,
+                                        c_row, add);
     }
   }
 }

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import Batch, ClientState, Context, Phase
-from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_batches
+from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_rows
+from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.optimisers import Slots
 from mmfl_fast.federation.streams import Purpose, stream
@@ -25,12 +26,14 @@ class LocalResult:
         loss: mean over all steps of the round, 0-dim tensor.
         steps: optimiser steps taken.
         samples: rows seen, each as often as it was seen.
+        finite: whether all of ``params`` is, 0-dim bool tensor.
     """
 
     params: ClientState
     loss: Tensor
     steps: int
     samples: int
+    finite: Tensor
 
 
 def train_clients(
@@ -40,6 +43,7 @@ def train_clients(
     round_index: int,
     seed: int,
     native: NativeSteps | None = None,
+    memory: ClientMemory | None = None,
 ) -> list[LocalResult]:
     """Run the phases of one round for clients of one task and one signature.
 
@@ -50,18 +54,16 @@ def train_clients(
         round_index: number of the round; with ``seed`` and the client's index it fixes the batches.
         seed: of the run.
         native: steps prepared for this round; a client alone takes them where there are some. None for none.
+        memory: for the results of clients alone; None takes fresh memory.
 
     Returns:
         One result per client, in order. It does not depend on which clients are trained together, beyond
         the rounding of batched against single matrix products.
     """
     draws = [stream(seed, Purpose.BATCHES, round_index, c.index) for c in clients]
-    passes = [
-        [shuffled_batches(c, phase.batch_size, draw) for phase in phases]
-        for c, draw in zip(clients, draws, strict=True)
-    ]
+    passes = [[shuffled_rows(c, draw) for _ in phases] for c, draw in zip(clients, draws, strict=True)]
     if len(clients) == 1:
-        return [_train_one(clients[0], starts[0], phases, passes[0], round_index, native)]
+        return [_train_one(clients[0], starts[0], phases, passes[0], round_index, native, memory)]
     return _train_stack(clients, starts, phases, passes, round_index)
 
 
@@ -69,26 +71,27 @@ def _train_one(
     client: Client,
     start: ClientState,
     phases: Sequence[Phase],
-    passes: Sequence[Sequence[Tensor]],
+    passes: Sequence[Tensor],
     round_index: int,
     native: NativeSteps | None,
+    memory: ClientMemory | None,
 ) -> LocalResult:
-    params = {name: tensor.clone() for name, tensor in start.items()}
+    params = memory.copy(start) if memory else {name: tensor.clone() for name, tensor in start.items()}
     context = Context(start, round_index)
-    memory: dict[str, Slots] = {}
+    slots_of: dict[str, Slots] = {}
     losses: list[Tensor] = []
-    for phase, batches in zip(phases, passes, strict=True):
+    for phase, rows in zip(phases, passes, strict=True):
         names = phase.moving(params)
-        slots = memory.setdefault(phase.name, phase.optimiser.slots([params[n] for n in names]))
-        taken = native.run(client, params, names, slots, phase, batches, context) if native else None
-        losses.append(
-            _take_steps(client, params, names, slots, phase, batches, context) if taken is None else taken
-        )
+        slots = slots_of.setdefault(phase.name, phase.optimiser.slots([params[n] for n in names]))
+        taken = native.run(client, params, names, slots, phase, rows, context) if native else None
+        if taken is None:
+            taken = _take_steps(client, params, names, slots, phase, rows, context)
+        losses.append(taken)
         if phase.after is not None:
             params = phase.after(params)
-    steps = sum(len(batches) for batches in passes)
-    samples = sum(len(rows) for batches in passes for rows in batches)
-    return LocalResult(params, torch.cat(losses).mean(), steps, samples)
+    finite = torch.stack([t.sum() for t in params.values()]).isfinite().all()
+    samples = sum(len(rows) for rows in passes)
+    return LocalResult(params, torch.cat(losses).mean(), sum(map(len, losses)), samples, finite)
 
 
 def _take_steps(
@@ -97,7 +100,7 @@ def _take_steps(
     names: Sequence[str],
     slots: Slots,
     phase: Phase,
-    batches: Sequence[Tensor],
+    rows: Tensor,
     context: Context,
 ) -> Tensor:
     """Take the steps of one pass in place, and return their losses."""
@@ -105,8 +108,8 @@ def _take_steps(
     leaves = [params[n].detach().requires_grad_() for n in names]
     current = {**params, **dict(zip(names, leaves, strict=True))}
     losses = []
-    for rows in batches:
-        loss = phase.loss(current, gather(client.task, rows), context)
+    for batch in rows.split(phase.batch_size):
+        loss = phase.loss(current, gather(client.task, batch), context)
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             phase.optimiser.step(leaves, gradients, slots)
@@ -118,7 +121,7 @@ def _train_stack(
     clients: Sequence[Client],
     starts: Sequence[ClientState],
     phases: Sequence[Phase],
-    passes: Sequence[Sequence[Sequence[Tensor]]],
+    passes: Sequence[Sequence[Tensor]],
     round_index: int,
 ) -> list[LocalResult]:
     # Longest first, so that the clients still active at any step are a leading slice of the stack.
@@ -139,7 +142,7 @@ def _train_stack(
             return phase.loss({**still, **moving}, batch, context)
 
         step = torch.func.vmap(torch.func.grad_and_value(objective), in_dims=(0, 0, 0, Context(0, None)))  # type: ignore[arg-type]
-        batches = [passes[i][number] for i in order]
+        batches = [passes[i][number].split(phase.batch_size) for i in order]
         for position in range(len(batches[0])):
             rows = [b[position] for b in batches if position < len(b)]
             k = len(rows)
@@ -158,10 +161,12 @@ def _train_stack(
             total[:k] += loss.detach()
         if phase.after is not None:
             params = phase.after(params)
+    finite = torch.stack([t.flatten(1).sum(dim=1) for t in params.values()]).isfinite().all(dim=0)
     results: dict[int, LocalResult] = {}
     for position, i in enumerate(order):
-        steps = sum(len(batches) for batches in passes[i])
-        samples = sum(len(rows) for batches in passes[i] for rows in batches)
+        pairs = zip(phases, passes[i], strict=True)
+        steps = sum(-(-len(rows) // phase.batch_size) for phase, rows in pairs)
+        samples = sum(len(rows) for rows in passes[i])
         own = {name: tensor[position] for name, tensor in params.items()}
-        results[i] = LocalResult(own, total[position] / steps, steps, samples)
+        results[i] = LocalResult(own, total[position] / steps, steps, samples, finite[position])
     return [results[i] for i in range(len(clients))]

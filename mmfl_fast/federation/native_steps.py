@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class NativeSteps:
         names: Sequence[str],
         slots: Slots,
         phase: Phase,
-        batches: Sequence[Tensor],
+        rows: Tensor,
         context: Context,
     ) -> Tensor | None:
         """Take the steps of one pass.
@@ -93,7 +94,7 @@ class NativeSteps:
             names: what moves.
             slots: memory of the phase's optimiser, written to.
             phase: the pass.
-            batches: row numbers; all but the last of the same length.
+            rows: numbers of the rows, in the order of the batches.
             context: what the loss sees of the round.
 
         Returns:
@@ -111,8 +112,7 @@ class NativeSteps:
         ):
             return None
         assert isinstance(phase.optimiser, Sgd)
-        losses = torch.empty(len(batches))
-        rows = torch.cat(list(batches))
+        losses = torch.from_numpy(np.empty(-(-len(rows) // phase.batch_size), dtype=np.float32))
         done = 0
         for step, (count, capacity) in zip(steps, pieces, strict=True):
             assert step is not None

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation.algorithm import Algorithm, ClientState, State, Uploads, part_of
 from mmfl_fast.federation.checkpoints import to_device
+from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_workers import ClientWorkers, one_torch_thread
 from mmfl_fast.federation.cohorts import cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
@@ -153,6 +154,7 @@ class _Run:
         if not any(c.num_train for c in self._federation.clients):
             raise ValueError(f"federation {federation.name!r}: no client has a training row")
         self._workers = ClientWorkers(self.device)
+        self._memory = ClientMemory() if self.device.type == "cpu" else None
         self._native = NativeSteps() if engine.native_steps == "auto" else None
         generator = torch_generator(seed, Purpose.INITIALISATION)
         # One thread: LAPACK's factorisations round differently on several.
@@ -227,11 +229,20 @@ class _Run:
             native.prepare(clients, starts, phases, number)
         else:
             native = None
+        memory = self._memory
+        if memory is not None:
+            memory.begin_round()
 
         def train(chunk: list[int]) -> tuple[list[LocalResult], float]:
             began = self._clock()
             results = train_clients(
-                [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed, native
+                [clients[p] for p in chunk],
+                [starts[p] for p in chunk],
+                phases,
+                number,
+                self._seed,
+                native,
+                memory,
             )
             return results, (self._clock() - began) / len(chunk)
 
@@ -249,9 +260,7 @@ class _Run:
         return time.perf_counter()
 
     def _refuse_diverged(self, clients: list[Client], results: list[LocalResult], number: int) -> None:
-        finite = torch.stack(
-            [torch.stack([t.sum().isfinite() for t in r.params.values()]).all() for r in results]
-        )
+        finite = torch.stack([r.finite for r in results])
         if not bool(finite.all()):
             client = clients[int((~finite).nonzero()[0])]
             raise DivergedError(
