@@ -54,6 +54,7 @@ def client_step(
     values: _Int64Array,
     instructions: _Int64Array,
     buffers: _Int64Array,
+    written: _Int64Array,
     inputs: _Int64Array,
     rows: int,
     row_count: int,
@@ -66,7 +67,7 @@ def client_step(
     packed_size: int,
     loss: int,
     losses: int,
-) -> None: ...
+) -> bool: ...
 def prototype_loss_backward(
     sizes: _Int64Array,
     tensors: _Int64Array,

@@ -22,13 +22,17 @@ void register_client_step(py::module_& m) {
   m.def(
       "client_step",
       [](const Int64Array& values, const Int64Array& instructions, const Int64Array& buffers,
-         const Int64Array& inputs, std::uintptr_t rows, std::int64_t row_count, std::int64_t batch_size,
-         std::int64_t capacity, float learning_rate, float momentum, float weight_decay,
-         std::uintptr_t packed, std::int64_t packed_size, std::int64_t loss, std::uintptr_t losses) {
+         const Int64Array& written, const Int64Array& inputs, std::uintptr_t rows, std::int64_t row_count,
+         std::int64_t batch_size, std::int64_t capacity, float learning_rate, float momentum,
+         float weight_decay, std::uintptr_t packed, std::int64_t packed_size, std::int64_t loss,
+         std::uintptr_t losses) {
         StepArgs args;
+        std::int64_t written_count = 0;
         args.values = table<StepValue>(values, args.value_count);
         args.instructions = table<StepInstruction>(instructions, args.instruction_count);
         args.buffers = table<float*>(buffers, args.buffer_count);
+        args.written = table<float*>(written, written_count);
+        if (written_count != args.buffer_count) throw_unless_ok("client_step", Status::kBadShape);
         args.inputs = table<StepInput>(inputs, args.input_count);
         args.rows = reinterpret_cast<const std::int64_t*>(rows);
         args.row_count = row_count;
@@ -42,16 +46,18 @@ void register_client_step(py::module_& m) {
         args.loss = loss;
         args.losses = reinterpret_cast<float*>(losses);
         Status status;
+        bool finite = false;
         {
           py::gil_scoped_release release;
-          status = client_step_cpu(args);
+          status = client_step_cpu(args, finite);
         }
         throw_unless_ok("client_step", status);
+        return finite;
       },
-      py::arg("values"), py::arg("instructions"), py::arg("buffers"), py::arg("inputs"), py::arg("rows"),
-      py::arg("row_count"), py::arg("batch_size"), py::arg("capacity"), py::arg("learning_rate"),
-      py::arg("momentum"), py::arg("weight_decay"), py::arg("packed"), py::arg("packed_size"),
-      py::arg("loss"), py::arg("losses"));
+      py::arg("values"), py::arg("instructions"), py::arg("buffers"), py::arg("written"), py::arg("inputs"),
+      py::arg("rows"), py::arg("row_count"), py::arg("batch_size"), py::arg("capacity"),
+      py::arg("learning_rate"), py::arg("momentum"), py::arg("weight_decay"), py::arg("packed"),
+      py::arg("packed_size"), py::arg("loss"), py::arg("losses"));
 }
 
 }  // namespace mmfl

@@ -84,7 +84,8 @@ struct StepArgs {
   std::int64_t value_count;
   const StepInstruction* instructions;
   std::int64_t instruction_count;
-  float* const* buffers;  // base addresses; parameters and velocities are written to
+  float* const* buffers;  // base addresses in the first step, with the parameters to start from
+  float* const* written;  // base addresses from then on, where every update writes to
   std::int64_t buffer_count;
   const StepInput* inputs;
   std::int64_t input_count;
@@ -101,9 +102,10 @@ struct StepArgs {
   float* losses;      // one per batch
 };
 
-Status client_step_cpu(const StepArgs& args);
+// `finite` tells whether all parameters that were updated are.
+Status client_step_cpu(const StepArgs& args, bool& finite);
 
-MMFL_DECLARE_SIMD(Status run_client_steps(const StepArgs& args))
+MMFL_DECLARE_SIMD(Status run_client_steps(const StepArgs& args, bool& finite))
 MMFL_DECLARE_SIMD(std::int64_t step_packed_size(std::int64_t depth, std::int64_t columns))
 
 }  // namespace mmfl

@@ -10,7 +10,7 @@ Status check(const StepArgs& args) {
   if (!within(args.loss, args.value_count)) return Status::kBadShape;
   if (args.packed == nullptr || args.losses == nullptr) return Status::kNullPointer;
   for (std::int64_t b = 0; b < args.buffer_count; ++b)
-    if (args.buffers[b] == nullptr) return Status::kNullPointer;
+    if (args.buffers[b] == nullptr || args.written[b] == nullptr) return Status::kNullPointer;
   for (std::int64_t v = 0; v < args.value_count; ++v)
     if (!within(args.values[v].buffer, args.buffer_count)) return Status::kBadShape;
   for (std::int64_t i = 0; i < args.input_count; ++i) {
@@ -39,10 +39,10 @@ Status check(const StepArgs& args) {
 
 }  // namespace
 
-Status client_step_cpu(const StepArgs& args) {
+Status client_step_cpu(const StepArgs& args, bool& finite) {
   const Status status = check(args);
   if (status != Status::kOk) return status;
-  return MMFL_DISPATCH_SIMD(run_client_steps, args);
+  return MMFL_DISPATCH_SIMD(run_client_steps, args, finite);
 }
 
 }  // namespace mmfl

@@ -36,42 +36,39 @@ struct Sgd {
   Floats moved(Floats parameter, Floats direction) const { return parameter - learning_rate * direction; }
 };
 
-void update(const Sgd& sgd, View parameter, View gradient, const View* velocity) {
+void update(const Sgd& sgd, View to, View from, View gradient, const View* velocity) {
   if (velocity == nullptr) {
-    map_two(parameter, parameter, gradient,
-            [&](Floats p, Floats g) { return sgd.moved(p, sgd.direction(g, p)); });
+    map_two(to, from, gradient, [&](Floats p, Floats g) { return sgd.moved(p, sgd.direction(g, p)); });
     return;
   }
-  for_lines<3>(parameter.size, {parameter, gradient, *velocity}, [&](const Line* lines, std::int64_t length) {
+  for_lines<4>(to.size, {to, from, gradient, *velocity}, [&](const Line* lines, std::int64_t length) {
     for_vectors(length, [&](std::int64_t i, int n) {
-      const Floats p = lines[0].at(i, n);
-      const Floats v = sgd.velocity(lines[2].at(i, n), sgd.direction(lines[1].at(i, n), p));
-      lines[2].put(i, v, n);
+      const Floats p = lines[1].at(i, n);
+      const Floats v = sgd.velocity(lines[3].at(i, n), sgd.direction(lines[2].at(i, n), p));
+      lines[3].put(i, v, n);
       lines[0].put(i, sgd.moved(p, v), n);
     });
   });
 }
 
-void update_product(const Sgd& sgd, View parameter, View a, View b, const View* velocity, float* packed) {
-  const std::int64_t rows = parameter.size[kRowAxis], columns = parameter.size[kColumnAxis];
-  const std::int64_t depth = a.size[kColumnAxis], row = parameter.stride[kRowAxis];
+void update_product(const Sgd& sgd, View to, View from, View a, View b, const View* velocity, float* packed) {
+  const std::int64_t rows = to.size[kRowAxis], columns = to.size[kColumnAxis];
+  const std::int64_t depth = a.size[kColumnAxis], row = to.stride[kRowAxis];
   if (velocity == nullptr) {
     multiply_across_depth(rows, columns, depth, matrix(a), matrix(b), packed,
                           [&](std::int64_t i, std::int64_t j, Floats g, int n) {
-                            const Line to{parameter.data + i * row + j, 1};
-                            const Floats p = to.at(0, n);
-                            to.put(0, sgd.moved(p, sgd.direction(g, p)), n);
+                            const Floats p = Line{from.data + i * row + j, 1}.at(0, n);
+                            Line{to.data + i * row + j, 1}.put(0, sgd.moved(p, sgd.direction(g, p)), n);
                           });
     return;
   }
   multiply_across_depth(rows, columns, depth, matrix(a), matrix(b), packed,
                         [&](std::int64_t i, std::int64_t j, Floats g, int n) {
-                          const Line to{parameter.data + i * row + j, 1};
-                          const Line kept{velocity->data + i * velocity->stride[kRowAxis] + j, 1};
-                          const Floats p = to.at(0, n);
+                          const Line kept{velocity->data + i * row + j, 1};
+                          const Floats p = Line{from.data + i * row + j, 1}.at(0, n);
                           const Floats v = sgd.velocity(kept.at(0, n), sgd.direction(g, p));
                           kept.put(0, v, n);
-                          to.put(0, sgd.moved(p, v), n);
+                          Line{to.data + i * row + j, 1}.put(0, sgd.moved(p, v), n);
                         });
 }
 
@@ -103,11 +100,16 @@ void gather(const StepInput& input, const std::int64_t* rows, std::int64_t count
 
 class Steps {
  public:
-  Steps(const StepArgs& args, View* views)
-      : args_(args), views_(views), sgd_{args.learning_rate, args.momentum, args.weight_decay} {
+  // Both arrays have room for all values.
+  Steps(const StepArgs& args, View* first, View* later)
+      : args_(args),
+        views_(first),
+        written_(later),
+        sgd_{args.learning_rate, args.momentum, args.weight_decay} {
     for (std::int64_t v = 0; v < args.value_count; ++v) {
       const StepValue& value = args.values[v];
-      views_[v] = {args.buffers[value.buffer] + value.offset, value.size, value.stride};
+      first[v] = {args.buffers[value.buffer] + value.offset, value.size, value.stride};
+      later[v] = {args.written[value.buffer] + value.offset, value.size, value.stride};
     }
   }
 
@@ -117,8 +119,23 @@ class Steps {
       for (std::int64_t i = 0; i < args_.instruction_count; ++i)
         if (!execute(args_.instructions[i])) return Status::kBadLabel;
       args_.losses[batch] = *views_[args_.loss].data;
+      views_ = written_;
     }
     return Status::kOk;
+  }
+
+  bool finite() const {
+    Floats total = {};
+    for (std::int64_t i = 0; i < args_.instruction_count; ++i) {
+      const StepInstruction& in = args_.instructions[i];
+      if (in.operation != Operation::kUpdate && in.operation != Operation::kUpdateProduct) continue;
+      const View out = written_[in.output];
+      // 0 times a number is 0, unless the number is infinite or none.
+      for_lines<1>(out.size, {out}, [&](const Line* lines, std::int64_t length) {
+        for_vectors(length, [&](std::int64_t at, int n) { total += 0.0f * lines[0].at(at, n); });
+      });
+    }
+    return sum(total) == 0.0f;
   }
 
  private:
@@ -245,10 +262,11 @@ class Steps {
         product(out, operand(in, 0), operand(in, 1), in.operation == Operation::kAddProduct, args_.packed);
         return true;
       case Operation::kUpdate:
-        update(sgd_, out, operand(in, 0), velocity(in, 1));
+        update(sgd_, written_[in.output], out, operand(in, 0), velocity(in, 1));
         return true;
       case Operation::kUpdateProduct:
-        update_product(sgd_, out, operand(in, 0), operand(in, 1), velocity(in, 2), args_.packed);
+        update_product(sgd_, written_[in.output], out, operand(in, 0), operand(in, 1), velocity(in, 2),
+                       args_.packed);
         return true;
       case Operation::kCount:
         break;
@@ -257,16 +275,21 @@ class Steps {
   }
 
   const StepArgs& args_;
-  View* views_;
+  const View* views_;
+  const View* written_;
   Sgd sgd_;
 };
 
 }  // namespace
 
-Status run_client_steps(const StepArgs& args) {
-  Scratch scratch(args.value_count * static_cast<std::int64_t>(sizeof(View)));
+Status run_client_steps(const StepArgs& args, bool& finite) {
+  Scratch scratch(2 * args.value_count * static_cast<std::int64_t>(sizeof(View)));
   if (!scratch.whole()) return Status::kOutOfMemory;
-  return Steps(args, scratch.take<View>(args.value_count)).run();
+  View* first = scratch.take<View>(args.value_count);
+  Steps steps(args, first, scratch.take<View>(args.value_count));
+  const Status status = steps.run();
+  finite = steps.finite();
+  return status;
 }
 
 std::int64_t step_packed_size(std::int64_t depth, std::int64_t columns) {

@@ -80,55 +80,60 @@ class NativeSteps:
         self,
         client: Client,
         params: ClientState,
-        names: Sequence[str],
+        moved: ClientState,
         slots: Slots,
         phase: Phase,
         rows: Tensor,
         context: Context,
-    ) -> Tensor | None:
+    ) -> tuple[Tensor, bool] | None:
         """Take the steps of one pass.
 
         Args:
             client: whose rows the batches are.
-            params: those of ``names`` are written to.
-            names: what moves.
+            params: what the pass begins with.
+            moved: takes the new values of the parameters that the phase trains, in their order; may share
+                memory with the old.
             slots: memory of the phase's optimiser, written to.
             phase: the pass.
             rows: numbers of the rows, in the order of the batches.
             context: what the loss sees of the round.
 
         Returns:
-            The loss of every batch, or None if the pass has no native form; then nothing has happened.
+            The loss of every batch, and whether ``moved`` is finite; or None if the pass has no native form,
+            and then nothing has happened.
         """
         key = _key(phase, params, client)
-        pieces = _pieces(client.num_train, phase.batch_size)
+        pieces = _pieces(len(rows), phase.batch_size)
         steps = [self._steps.get((key, capacity)) for _, capacity in pieces]
-        tensors = [*params.values(), *context.start.values(), *(slots[0] if slots else [])]
+        further = [*context.start.values(), *(slots[0] if slots else [])]
+        before, after = [*params.values(), *further], [*{**params, **moved}.values(), *further]
         if (
             any(step is None or step.round not in (None, context.round) for step in steps)
             or signature(params) != signature(context.start)
-            or any(len(slot) != len(names) for slot in slots)
-            or not all(t.is_contiguous() for t in tensors)
+            or any(len(slot) != len(moved) for slot in slots)
+            or not all(t.is_contiguous() for t in before)
         ):
             return None
         assert isinstance(phase.optimiser, Sgd)
-        losses = torch.from_numpy(np.empty(-(-len(rows) // phase.batch_size), dtype=np.float32))
-        done = 0
+        losses = np.empty(-(-len(rows) // phase.batch_size), dtype=np.float32)
+        done, finite = 0, True
         for step, (count, capacity) in zip(steps, pieces, strict=True):
             assert step is not None
-            client_step.take_steps(
+            finite = client_step.take_steps(
                 step.program,
-                tensors,
+                after if done else before,
+                after,
                 step.sources,
-                rows[done : done + count],
+                rows.data_ptr() + done * rows.element_size(),
+                count,
                 min(count, phase.batch_size),
                 capacity,
                 (phase.optimiser.learning_rate, phase.optimiser.momentum, phase.optimiser.weight_decay),
                 _scratch(step.program.arena_size + step.program.packed_size),
-                losses[done // phase.batch_size :],
+                losses.ctypes.data + done // phase.batch_size * losses.itemsize,
             )
             done += count
-        return losses
+        return torch.from_numpy(losses), finite
 
 
 def _recorded(

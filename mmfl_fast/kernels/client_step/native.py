@@ -42,31 +42,56 @@ class Sources:
 def take_steps(
     program: StepProgram,
     external: Sequence[Tensor],
+    written: Sequence[Tensor],
     sources: Sources,
-    rows: Tensor,
+    rows: int,
+    row_count: int,
     batch_size: int,
     capacity: int,
     rates: tuple[float, float, float],
-    arena: Tensor,
-    losses: Tensor,
-) -> None:
-    """See :func:`mmfl_fast.kernels.client_step.take_steps`."""
+    scratch: Tensor,
+    losses: int,
+) -> bool:
+    """Take a step for every batch, on the calling thread and without Python's lock.
+
+    Args:
+        program: of the step.
+        external: contiguous float32 tensors in the order of ``build_program``; velocities are written to.
+        written: the same, with the tensors that take the parameters' new values in the place of the old.
+        sources: of the batches.
+        rows: address of int64 row numbers, batch by batch.
+        row_count: how many.
+        batch_size: rows of every batch; the last may have less.
+        capacity: rows that the step was recorded with, at least ``batch_size``.
+        rates: learning rate, momentum and weight decay.
+        scratch: float32, at least ``program.arena_size + program.packed_size`` elements.
+        losses: address of float32 memory that takes the loss of every batch.
+
+    Returns:
+        Whether all parameters that were moved are finite.
+
+    Raises:
+        IndexError: a label is no column of the logits.
+    """
+    base = scratch.data_ptr()
     buffers = program.buffers.copy()
-    buffers[: program.external] = [t.data_ptr() for t in external]
-    base = arena.data_ptr()
     buffers[program.arena] = base + _FLOAT_BYTES * program.arena_offsets
-    _C.client_step(
+    buffers[: program.external] = [t.data_ptr() for t in external]
+    later = buffers.copy()
+    later[: program.external] = [t.data_ptr() for t in written]
+    return _C.client_step(
         program.values,
         program.instructions,
         buffers,
+        later,
         sources.table,
-        rows.data_ptr(),
-        len(rows),
+        rows,
+        row_count,
         batch_size,
         capacity,
         *rates,
         base + _FLOAT_BYTES * program.arena_size,
         program.packed_size,
         program.loss,
-        losses.data_ptr(),
+        losses,
     )
