@@ -25,7 +25,7 @@ _Block = npt.NDArray[np.float32]
 
 
 class _Lent(np.ndarray[Any, np.dtype[np.float32]]):
-    """A block that tensors lie in; of a type of its own, for views hold on to the last of another type."""
+    """A block, and what tensors are made from: a view of this type holds on to the block, not to its owner."""
 
 
 class ClientMemory:
@@ -49,7 +49,7 @@ class ClientMemory:
         block = self._block(size)
         # Cut by NumPy: a torch call hands Python's lock over, and a client has many such small steps.
         return {
-            name: torch.from_numpy(np.ndarray(tensor.shape, np.float32, block, _FLOAT_BYTES * places[name]))
+            name: torch.from_numpy(_Lent(tensor.shape, np.float32, block, _FLOAT_BYTES * places[name]))
             if name in places
             else torch.empty_like(tensor, memory_format=torch.contiguous_format)
             for name, tensor in params.items()

@@ -76,16 +76,6 @@ class Value:
         ]
         return Value(self.buffer, self.offset, sizes, tuple(strides))
 
-    @property
-    def in_order(self) -> bool:
-        """Whether the elements lie one behind the other."""
-        expected = 1
-        for size, stride in zip(reversed(self.sizes), reversed(self.strides), strict=True):
-            if size != 1 and stride != expected:
-                return False
-            expected *= size
-        return True
-
 
 @dataclass(frozen=True)
 class Instruction:

@@ -33,8 +33,6 @@ _BINARY = {
     _aten.mul.Scalar: Operation.MULTIPLY,
     _aten.div.Tensor: Operation.DIVIDE,
     _aten.div.Scalar: Operation.DIVIDE,
-    _aten.maximum.default: Operation.MAXIMUM,
-    _aten.minimum.default: Operation.MINIMUM,
     _aten.eq.Tensor: Operation.EQUAL,
     _aten.eq.Scalar: Operation.EQUAL,
     _aten.ne.Tensor: Operation.NOT_EQUAL,
@@ -111,6 +109,14 @@ def _power(to: Lowering, call: Call) -> None:
         to.elementwise(Operation.POWER, call.result, a, exponent)
 
 
+@lowers(_aten.sgn.default)
+def _sign(to: Lowering, call: Call) -> None:
+    (x,) = call.arguments
+    positive = to.elementwise(Operation.LESS, to.temporary(x.shape), 0, x)
+    negative = to.elementwise(Operation.LESS, to.temporary(x.shape), x, 0)
+    to.elementwise(Operation.SUBTRACT, call.result, positive, negative)
+
+
 @lowers(_aten.reciprocal.default)
 def _reciprocal(to: Lowering, call: Call) -> None:
     to.elementwise(Operation.DIVIDE, call.result, 1, call.arguments[0])
@@ -129,12 +135,6 @@ def _clamp(to: Lowering, call: Call) -> None:
 @lowers(_aten.where.self)
 def _where(to: Lowering, call: Call) -> None:
     to.elementwise(Operation.SELECT, call.result, *call.arguments)
-
-
-@lowers(_aten.masked_fill.Scalar)
-def _masked_fill(to: Lowering, call: Call) -> None:
-    a, mask, number = call.arguments
-    to.elementwise(Operation.SELECT, call.result, mask, number, a)
 
 
 @lowers(_aten._to_copy.default)
@@ -202,11 +202,10 @@ def _softplus_backward(to: Lowering, call: Call) -> None:
 @lowers(_aten.sum.default, _aten.sum.dim_IntList, _aten.mean.default, _aten.mean.dim)
 def _sum(to: Lowering, call: Call) -> None:
     x, axes = call.arguments[0], _axes(call)
-    out = to.reduce(Operation.SUM, to.value(call.result), to.value(x), axes)
+    result = to.value(call.result)
+    to.reduce(Operation.SUM, result, to.value(x), axes)
     if call.function in (_aten.mean.default, _aten.mean.dim):
         count = math.prod(x.shape[a] for a in axes)
-        result = to.value(call.result)
-        del out
         to.elementwise(Operation.DIVIDE, result, result, count)
 
 

@@ -115,15 +115,13 @@ def _with_updates(
         gradient = update.operands[0]
         makers = [i for i in instructions if i.output.buffer == gradient.buffer]
         readers = [i for i in (*instructions, *updates) for o in i.operands if o.buffer == gradient.buffer]
-        maker = makers[0]
+        maker = makers[0] if len(makers) == 1 and len(readers) == 1 else None
         if (
-            len(makers) == 1
-            and len(readers) == 1
+            maker is not None
             and maker.operation is Operation.PRODUCT
             and maker.operands[1].strides[1] == 1
-            and gradient.buffer != keep
             and gradient == maker.output
-            and update.output.in_order
+            and gradient.buffer != keep
         ):
             instructions = [i for i in instructions if i is not maker]
             operands = (*maker.operands, *update.operands[1:])
