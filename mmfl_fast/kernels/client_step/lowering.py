@@ -113,7 +113,7 @@ class Lowering:
         if storage not in self._places:
             self._places[storage] = (self._buffer(what.untyped_storage().nbytes() // what.element_size()), 0)
         buffer, shift = self._places[storage]
-        return Value(buffer, shift + what.storage_offset(), tuple(what.shape), tuple(what.stride()))
+        return Value(buffer, shift + int(what.storage_offset()), tuple(what.shape), tuple(what.stride()))
 
     def temporary(self, sizes: Sequence[int]) -> Value:
         """Room for elements in C order."""
@@ -162,7 +162,7 @@ class Lowering:
             if _storage(tensor) in self._places:
                 continue
             storage = tensor.untyped_storage()
-            contents = torch.empty(0, dtype=tensor.dtype).set_(storage)  # type: ignore[call-overload]
+            contents = torch.empty(0, dtype=tensor.dtype).set_(storage)
             if tensor.dtype == torch.int64 and bool((contents.abs() > _LARGEST_INTEGER).any()):
                 raise NotCoveredError("it has an integer beyond 2^24")
             self._places[_storage(tensor)] = (self._constant(contents.float()), 0)

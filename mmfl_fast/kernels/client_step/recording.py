@@ -52,7 +52,7 @@ def record(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Recording:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
 
     @classmethod
