@@ -44,6 +44,24 @@ def prototype_loss(
     log_sum: Tensor,
     threads: int,
 ) -> int: ...
+def client_step(
+    values: _Int64Array,
+    instructions: _Int64Array,
+    buffers: _Int64Array,
+    written: _Int64Array,
+    inputs: _Int64Array,
+    rows: int,
+    row_count: int,
+    batch_size: int,
+    capacity: int,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    packed: int,
+    packed_size: int,
+    loss: int,
+    losses: int,
+) -> bool: ...
 def prototype_loss_backward(
     loss_gradient: Tensor,
     loss: Tensor,

@@ -3,7 +3,7 @@
 namespace mmfl {
 
 // Kernels return one of these; the bindings turn it into a Python exception.
-enum class Status { kOk, kNullPointer, kBadShape, kBadDtype, kOutOfMemory, kCudaError };
+enum class Status { kOk, kNullPointer, kBadShape, kBadDtype, kBadLabel, kOutOfMemory, kCudaError };
 
 inline const char* describe(Status status) {
   switch (status) {
@@ -15,6 +15,8 @@ inline const char* describe(Status status) {
       return "negative or inconsistent size";
     case Status::kBadDtype:
       return "unknown dtype code";
+    case Status::kBadLabel:
+      return "a label outside [0, number of classes)";
     case Status::kOutOfMemory:
       return "scratch memory could not be allocated";
     case Status::kCudaError:

@@ -82,6 +82,22 @@ class Phase:
     after: Callable[[ClientState], ClientState] | None = None
     largest_norm: float | None = None
 
+    def moving(self, params: ClientState) -> list[str]:
+        """Names of the parameters that the phase trains, in order.
+
+        Raises:
+            ValueError: a part that the client does not have.
+        """
+        names = [n for n in params if "*" in self.trainable or part_of(n) in self.trainable]
+        parts = {part_of(n) for n in names}
+        absent = [p for p in self.trainable if p != "*" and p not in parts]
+        if absent:
+            raise ValueError(
+                f"phase {self.name!r}: trainable part {absent[0]!r} is not among the client's parts "
+                f"{sorted({part_of(n) for n in params})}"
+            )
+        return names
+
 
 class AlgorithmConfig(BaseModel):
     """Options every algorithm has."""

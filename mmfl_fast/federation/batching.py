@@ -14,10 +14,10 @@ from mmfl_fast.federation.algorithm import Batch, Inputs
 PADDING_LABEL = -100
 
 
-def shuffled_batches(client: Client, batch_size: int, generator: np.random.Generator) -> list[Tensor]:
-    """Row numbers of one shuffled pass over a client's training rows, batch by batch."""
-    order = torch.from_numpy(generator.permutation(client.num_train))
-    return list(client.train_rows[order].split(batch_size)) if client.num_train else []
+def shuffled_rows(client: Client, generator: np.random.Generator) -> Tensor:
+    """A client's training rows in random order: the row numbers of one pass."""
+    # By NumPy: a torch call hands Python's lock over, and a client has many such small steps.
+    return torch.from_numpy(client.train_rows.numpy()[generator.permutation(client.num_train)])
 
 
 def gather(task: Task, rows: Tensor) -> Batch:

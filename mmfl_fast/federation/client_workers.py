@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,7 +38,33 @@ class ClientWorkers:
         with one_torch_thread():
             if self._pool is None:
                 return [function(item) for item in items]
-            return list(self._pool.map(function, items))
+            return self._share(self._pool, function, items)
+
+    def _share(
+        self, pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> list[Result]:
+        """Give each thread one task that takes items until there are none; a task per item is dear."""
+        waiting = deque(enumerate(items))
+        results: dict[int, Result] = {}
+        problems: dict[int, Exception] = {}
+
+        def work() -> None:
+            while waiting:
+                try:
+                    position, item = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    results[position] = function(item)
+                except Exception as problem:
+                    problems[position] = problem
+                    waiting.clear()
+
+        for task in [pool.submit(work) for _ in range(self._threads)]:
+            task.result()
+        if problems:
+            raise problems[min(problems)]
+        return [results[position] for position in range(len(items))]
 
     def close(self) -> None:
         """End the threads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,9 @@ class EngineConfig(BaseModel):
     )
     memory_gib: float | None = Field(
         None, gt=0, description="budget per stack on a GPU; default: half of what is free"
+    )
+    native_steps: Literal["auto", "off"] = Field(
+        "auto", description="local training on a CPU: native code where it knows the model; off: torch alone"
     )
 
 

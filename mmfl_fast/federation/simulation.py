@@ -18,16 +18,19 @@ from torch import Tensor
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation.algorithm import Algorithm, ClientState, State, Uploads, part_of
 from mmfl_fast.federation.checkpoints import to_device
+from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_workers import ClientWorkers, one_torch_thread
 from mmfl_fast.federation.cohorts import cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
 from mmfl_fast.federation.local_training import LocalResult, train_clients
+from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.progress import RoundProgress
 from mmfl_fast.federation.run_directory import RunDirectory
 from mmfl_fast.federation.sampling import sample_clients
 from mmfl_fast.federation.standardisation import standardise
 from mmfl_fast.federation.streams import Purpose, torch_generator
+from mmfl_fast.kernels.backend import chosen
 
 
 class DivergedError(ArithmeticError):
@@ -151,6 +154,8 @@ class _Run:
         if not any(c.num_train for c in self._federation.clients):
             raise ValueError(f"federation {federation.name!r}: no client has a training row")
         self._workers = ClientWorkers(self.device)
+        self._memory = ClientMemory() if self.device.type == "cpu" else None
+        self._native = NativeSteps() if engine.native_steps == "auto" else None
         generator = torch_generator(seed, Purpose.INITIALISATION)
         # One thread: LAPACK's factorisations round differently on several.
         with one_torch_thread():
@@ -217,11 +222,25 @@ class _Run:
         """Return what training made of each client, what it uploads, and the seconds both took."""
         chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
         phases = self._algorithm.client_phases()
+        native = self._native
+        if native is not None and chosen("client_step", self.device) == "native":
+            native.prepare(clients, starts, phases, number)
+        else:
+            native = None
+        memory = self._memory
+        if memory is not None:
+            memory.begin_round()
 
         def train(chunk: list[int]) -> tuple[list[LocalResult], list[dict[str, Tensor]], float]:
             began = self._clock()
             results = train_clients(
-                [clients[p] for p in chunk], [starts[p] for p in chunk], phases, number, self._seed
+                [clients[p] for p in chunk],
+                [starts[p] for p in chunk],
+                phases,
+                number,
+                self._seed,
+                native,
+                memory,
             )
             uploads = [
                 self._algorithm.upload(r.params, clients[p]) for p, r in zip(chunk, results, strict=True)
@@ -242,9 +261,7 @@ class _Run:
         return time.perf_counter()
 
     def _refuse_diverged(self, clients: list[Client], results: list[LocalResult], number: int) -> None:
-        finite = torch.stack(
-            [torch.stack([t.sum().isfinite() for t in r.params.values()]).all() for r in results]
-        )
+        finite = torch.stack([r.finite for r in results])
         if not bool(finite.all()):
             client = clients[int((~finite).nonzero()[0])]
             raise DivergedError(

@@ -10,11 +10,13 @@ FASTEST = {
         "mix": "native",
         "cross_gram_sq": "native",
         "prototype_loss": "native",
+        "client_step": "native",
     },
     "cuda": {
         "gram": "reference",
         "mix": "reference",
         "cross_gram_sq": "reference",
         "prototype_loss": "reference",
+        "client_step": "reference",
     },
 }

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from mmfl_fast.algorithms.batch_parts import interleaved
 from mmfl_fast.federation import Context, part_of
-from mmfl_fast.federation.batching import gather, shuffled_batches
+from mmfl_fast.federation.batching import gather, shuffled_rows
 from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.streams import Purpose, stream
 
@@ -75,7 +75,7 @@ def test_a_client_sends_the_mean_query_gradient_at_what_it_received(trial, varia
     assert {part_of(n) for n in sent} == ({"f", "rate"} if variant == "meta-sgd" else {"f"})
 
     draw = stream(0, Purpose.BATCHES, 0, client.index)
-    passes = [shuffled_batches(client, 8, draw) for _ in range(4)]
+    passes = [shuffled_rows(client, draw).split(8) for _ in range(4)]
     batches = [float64(gather(client.task, rows)) for batch in passes[2:] for rows in batch]
     assert len(batches) == 2 * 3
     # phi, T and psi as adapted, f and the rates as received.

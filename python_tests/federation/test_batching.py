@@ -1,12 +1,12 @@
 import numpy as np
 import torch
 
-from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_batches
+from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_rows
 
 
 def test_a_pass_sees_every_training_row_once(toy_federation):
     client = toy_federation.clients[0]
-    batches = shuffled_batches(client, 7, np.random.default_rng(0))
+    batches = shuffled_rows(client, np.random.default_rng(0)).split(7)
     assert [len(b) for b in batches[:-1]] == [7] * (len(batches) - 1)
     assert torch.equal(torch.cat(batches).sort().values, client.train_rows)
 

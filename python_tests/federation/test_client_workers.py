@@ -1,5 +1,6 @@
 import threading
 
+import pytest
 import torch
 
 from mmfl_fast.federation.client_workers import ClientWorkers
@@ -38,3 +39,19 @@ def test_results_come_in_the_order_of_the_items(set_threads):
         assert workers.map(lambda x: x * x, range(20)) == [x * x for x in range(20)]
     finally:
         workers.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_problem_is_told_and_ends_the_rest(set_threads, threads):
+    set_threads(threads)
+    workers, done = ClientWorkers(torch.device("cpu")), []
+
+    def work(item):
+        if item in (2, 7):
+            raise ValueError(f"item {item}")
+        done.append(item)
+
+    with pytest.raises(ValueError, match="item 2"):
+        workers.map(work, range(10_000))
+    assert len(done) < 10_000
+    workers.close()

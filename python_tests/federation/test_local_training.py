@@ -36,12 +36,12 @@ def test_one_client_as_a_plain_torch_loop(toy_federation):
     begin = start(client.task)
     (result,) = train_clients([client], [begin], phases()[:1], 3, seed=5)
 
-    from mmfl_fast.federation.batching import gather, shuffled_batches
+    from mmfl_fast.federation.batching import gather, shuffled_rows
     from mmfl_fast.federation.streams import Purpose, stream
 
     w = begin["w"].clone().requires_grad_()
     optimiser = torch.optim.SGD([w], lr=0.1, momentum=0.9, weight_decay=1e-3)
-    for rows in shuffled_batches(client, 8, stream(5, Purpose.BATCHES, 3, client.index)):
+    for rows in shuffled_rows(client, stream(5, Purpose.BATCHES, 3, client.index)).split(8):
         batch = gather(client.task, rows)
         logits = batch.inputs.values["left"].flatten(1) @ w + begin["b"]
         value = F.cross_entropy(logits, batch.labels) + 0.1 * (w - begin["w"]).square().sum()

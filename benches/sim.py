@@ -1,0 +1,296 @@
+"""Whole rounds of local training: what ``mmfl-fast bench sim`` runs.
+
+The plain loop is what a person writes: one model, one optimiser and one backward pass per batch, client after
+client on one thread. "generic" is the engine on autograd, "native" the engine on recorded steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mmfl_fast import algorithms, data, nn
+from mmfl_fast.data import Client, Federation
+from mmfl_fast.federation import (
+    Algorithm,
+    AlgorithmConfig,
+    Batch,
+    ClientState,
+    Context,
+    Inputs,
+    ParameterTable,
+    Purpose,
+    State,
+    stream,
+)
+from mmfl_fast.federation.batching import gather, shuffled_rows
+from mmfl_fast.federation.client_memory import ClientMemory
+from mmfl_fast.federation.client_workers import ClientWorkers, one_torch_thread
+from mmfl_fast.federation.local_training import LocalResult, train_clients
+from mmfl_fast.federation.native_steps import NativeSteps
+from mmfl_fast.federation.streams import torch_generator
+from mmfl_fast.kernels import extension
+
+from .machine import facts
+from .timing import Contender, alternate
+
+_CLIENTS = 100
+_SEED = 0
+# Parameters after a round, in norm.
+_TOLERANCE = 1e-6
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One algorithm on clients of one size.
+
+    Attributes:
+        name: what the table calls it.
+        federation: its clients take part all.
+        algorithm: what they compute.
+        target: ratio of native to plain time that is aimed at; None for none.
+    """
+
+    name: str
+    federation: Federation
+    algorithm: Algorithm
+    target: float | None = None
+
+
+class Perceptron(Algorithm):
+    """Plain FedAvg on layers of the given widths, with a ReLU between them."""
+
+    def __init__(self, widths: Sequence[int], batch_size: int) -> None:
+        super().__init__(
+            AlgorithmConfig(
+                batch_size=batch_size, local_epochs=1, learning_rate=0.1, momentum=0.0, weight_decay=0.0
+            )
+        )
+        self._widths = widths
+
+    def setup(self, federation: Federation, generator: torch.Generator) -> State:
+        del federation
+        layers = [
+            nn.init_linear(f"f.{i}", inputs, outputs, generator, relu=True)
+            for i, (inputs, outputs) in enumerate(zip(self._widths, self._widths[1:], strict=False))
+        ]
+        return State({n: t for layer in layers for n, t in layer.items()}, ParameterTable({}))
+
+    def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
+        return nn.mlp(params, "f", len(self._widths) - 1, inputs.values["x"])
+
+    def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
+        del context
+        return nn.cross_entropy(self.predict(params, batch.inputs), batch.labels)
+
+
+def workloads() -> list[Workload]:
+    """The two of the field's table, then algorithms of this package at the second's size."""
+    small, large = _clients(784, 50, 10), _clients(512, 128, 10)
+    found = [
+        Workload("MLP 784-200-10, 50 samples, batch 10", small, Perceptron((784, 200, 10), 10), 0.15),
+        Workload(
+            "MLP 512-512-512-512, 128 samples, batch 64",
+            _clients(512, 128, 512),
+            Perceptron((512, 512, 512, 512), 64),
+            0.28,
+        ),
+    ]
+    for name in ("m3fed", "fedmeta", "per-fedavg", "meta-har", "fedmsplit", "mcarn"):
+        kind = algorithms.get(name)
+        found.append(Workload(name, large, kind(kind.Config(local_epochs=1, layers=2))))  # type: ignore[call-arg]
+    return found
+
+
+def run(only: str, threads: int | None, seconds: float, json_file: Path | None) -> bool:
+    """Check, measure and print.
+
+    Args:
+        only: text that a workload has in its name; empty for all.
+        threads: of the engine; None for torch's.
+        seconds: to spend on each workload.
+        json_file: where to write the numbers; None for nowhere.
+
+    Returns:
+        Whether all parameters agree. A missed target does not count.
+
+    Raises:
+        ValueError: no workload of such a name.
+        ImportError: the extension is not built.
+    """
+    if extension.missing:
+        raise ImportError(extension.missing)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = [w for w in workloads() if only.lower() in w.name.lower()]
+    if not chosen:
+        raise ValueError(f"--only {only!r} is in the name of no workload")
+    lines = [_measure(workload, seconds) for workload in chosen]
+    told = facts("cpu", None)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": told, "workloads": lines}, indent=2) + "\n")
+    _print(lines, told)
+    return all(line["right"] for line in lines)
+
+
+def _clients(width: int, samples: int, classes: int) -> Federation:
+    generator = np.random.default_rng(_SEED)
+    count = _CLIENTS * samples
+    return data.from_arrays(
+        {"x": generator.normal(size=(count, width)).astype(np.float32)},
+        np.arange(count) % classes,
+        np.repeat(np.arange(_CLIENTS), samples),
+        split=np.full(count, "train"),
+        name="bench",
+    )
+
+
+class _Round:
+    """The local training of a round: what differs between the contenders."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._algorithm = workload.algorithm
+        self._clients = workload.federation.clients
+        state = self._algorithm.setup(workload.federation, torch_generator(_SEED, Purpose.INITIALISATION))
+        self._starts = [self._algorithm.broadcast(state, c) for c in self._clients]
+        self._workers = ClientWorkers(_CPU)
+        self._native, self._memory = NativeSteps(), ClientMemory()
+
+    def engine(self, native: bool) -> list[LocalResult]:
+        """As the engine does it."""
+        phases = self._algorithm.client_phases()
+        steps = self._native if native else None
+        if native:
+            self._native.prepare(self._clients, self._starts, phases, 0)
+        self._memory.begin_round()
+
+        def train(position: int) -> LocalResult:
+            client, start = self._clients[position], self._starts[position]
+            return train_clients([client], [start], phases, 0, _SEED, steps, self._memory)[0]
+
+        return self._workers.map(train, range(len(self._clients)))
+
+    def plain(self) -> list[ClientState]:
+        """As a person would write it."""
+        with one_torch_thread():
+            return [self._plain_client(p) for p in range(len(self._clients))]
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def _plain_client(self, position: int) -> ClientState:
+        client, start = self._clients[position], self._starts[position]
+        draw = stream(_SEED, Purpose.BATCHES, 0, client.index)
+        if isinstance(self._algorithm, Perceptron):
+            return _module_loop(client, start, shuffled_rows(client, draw), self._algorithm.config)
+        params, context = {n: t.clone() for n, t in start.items()}, Context(start, 0)
+        optimisers: dict[str, torch.optim.SGD] = {}
+        phases = self._algorithm.client_phases()
+        for phase, rows in zip(phases, [shuffled_rows(client, draw) for _ in phases], strict=True):
+            leaves = [params[n].requires_grad_() for n in phase.moving(params)]
+            sgd: Any = phase.optimiser
+            if phase.name not in optimisers:
+                optimisers[phase.name] = torch.optim.SGD(
+                    leaves, lr=sgd.learning_rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay
+                )
+            optimiser = optimisers[phase.name]
+            for batch in rows.split(phase.batch_size):
+                optimiser.zero_grad()
+                phase.loss(params, gather(client.task, batch), context).backward()
+                optimiser.step()
+            for leaf in leaves:
+                leaf.requires_grad_(False)
+            if phase.after is not None:
+                params = phase.after(params)
+        return params
+
+
+def _module_loop(client: Client, start: ClientState, rows: Tensor, config: AlgorithmConfig) -> ClientState:
+    layers: list[torch.nn.Module] = []
+    for weight, bias in zip(*[iter(start.values())] * 2, strict=True):
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        layers += [linear, torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1])
+    optimiser = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
+    inputs, labels = client.task.inputs["x"], client.task.labels
+    for batch in rows.split(config.batch_size):
+        optimiser.zero_grad()
+        F.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        optimiser.step()
+    return {n: p.detach() for n, p in zip(start, model.parameters(), strict=True)}
+
+
+def _measure(workload: Workload, seconds: float) -> dict[str, Any]:
+    training = _Round(workload)
+    try:
+        plain = [_flat(params) for params in training.plain()]
+        native = training.engine(native=True)
+        generic = training.engine(native=False)
+        errors = {
+            name: _distance([_flat(r.params) for r in results], plain)
+            for name, results in (("native", native), ("generic", generic))
+        }
+        line: dict[str, Any] = {
+            "workload": workload.name,
+            "errors": errors,
+            "right": max(errors.values()) <= _TOLERANCE,
+        }
+        if not line["right"]:
+            return line
+        calls: dict[str, Callable[[], Any]] = {
+            "native": lambda: training.engine(native=True),
+            "generic": lambda: training.engine(native=False),
+            "plain": training.plain,
+        }
+        timings = alternate({n: Contender([c], "auto") for n, c in calls.items()}, "cpu", seconds)
+        line |= {name: asdict(timing) for name, timing in timings.items()}
+        line["ratio"] = {n: timings[n].p50 / timings["plain"].p50 for n in ("native", "generic")}
+        line["target"] = workload.target
+        return line
+    finally:
+        training.close()
+
+
+def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative distance in norm, over all parameters of all clients."""
+    squares = [(a - b).square().sum() for a, b in zip(found, expected, strict=True)]
+    return float((torch.stack(squares).sum() / sum(b.square().sum() for b in expected)).sqrt())
+
+
+def _flat(params: ClientState) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in params.values()]).double()
+
+
+def _print(lines: Sequence[dict[str, Any]], told: dict[str, Any]) -> None:
+    table = Table(title=", ".join(f"{k} {v}" for k, v in told.items()), title_justify="left", box=None)
+    for column in (
+        "local training of 100 clients",
+        "error",
+        "plain [ms]",
+        "generic / plain",
+        "native / plain",
+    ):
+        table.add_column(column, justify="left" if column.startswith("local") else "right")
+    table.add_column("target")
+    for line in lines:
+        error = f"{max(line['errors'].values()):.1e}"
+        if not line["right"]:
+            table.add_row(line["workload"], error, "WRONG RESULT, not timed")
+            continue
+        ratio, target = line["ratio"], line["target"]
+        judged = "" if target is None else f"<= {target}, {'met' if ratio['native'] <= target else 'MISSED'}"
+        numbers = (f"{line['plain']['p50']:.1f}", f"{ratio['generic']:.2f}", f"{ratio['native']:.2f}")
+        table.add_row(line["workload"], error, *numbers, judged)
+    Console(width=None if Console().is_terminal else 170).print(table)

@@ -1,0 +1,223 @@
+"""Local training by the native kernel: which passes it can take, and how they run.
+
+A loss is recorded for a number of rows. The last batch of a pass may be smaller: it is filled up with rows
+labelled -100, which a loss ignores, to the next size of B, B / 2, B / 4, ...
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfl_fast.data import Client
+from mmfl_fast.federation.algorithm import ClientState, Context, Phase
+from mmfl_fast.federation.batching import PADDING_LABEL, gather
+from mmfl_fast.federation.optimisers import Sgd, Slots
+from mmfl_fast.federation.parameter_table import signature
+from mmfl_fast.kernels import client_step
+from mmfl_fast.kernels.client_step import NotCoveredError, Sources, StepProgram
+
+_log = logging.getLogger(__name__)
+_SMALLEST_CAPACITY = 4
+# A phase whose loss is another function in every round is not worth recording.
+_MOST_LOSSES = 8
+_own = threading.local()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A program and where its batches come from.
+
+    Attributes:
+        program: of the step.
+        sources: of the task's rows.
+        round: for which it holds; None for all, if the loss does not look at the round.
+    """
+
+    program: StepProgram
+    sources: Sources
+    round: int | None
+
+
+class NativeSteps:
+    """The recorded steps of a run. ``prepare`` fills it; ``run`` may be called from several threads."""
+
+    def __init__(self) -> None:
+        self._steps: dict[Hashable, _Step | None] = {}
+        self._losses: dict[Hashable, set[Hashable]] = {}
+
+    def prepare(
+        self,
+        clients: Sequence[Client],
+        starts: Sequence[ClientState],
+        phases: Sequence[Phase],
+        round_index: int,
+    ) -> None:
+        """Record what the clients of a round need and what is not there yet."""
+        for client, start in zip(clients, starts, strict=True):
+            for phase in phases:
+                key = _key(phase, start, client)
+                if key is None:
+                    continue
+                seen = self._losses.setdefault((phase.name, key[1:]), set())
+                if phase.loss not in seen and len(seen) == _MOST_LOSSES:
+                    continue
+                seen.add(phase.loss)
+                for _, capacity in _pieces(client.num_train, phase.batch_size):
+                    known = (key, capacity) in self._steps
+                    step = self._steps.get((key, capacity))
+                    if not known or (step is not None and step.round not in (None, round_index)):
+                        self._steps[key, capacity] = _recorded(client, start, phase, capacity, round_index)
+
+    def run(
+        self,
+        client: Client,
+        params: ClientState,
+        moved: ClientState,
+        slots: Slots,
+        phase: Phase,
+        rows: Tensor,
+        context: Context,
+    ) -> tuple[Tensor, bool] | None:
+        """Take the steps of one pass.
+
+        Args:
+            client: whose rows the batches are.
+            params: what the pass begins with.
+            moved: takes the new values of the parameters that the phase trains, in their order; may share
+                memory with the old.
+            slots: memory of the phase's optimiser, written to.
+            phase: the pass.
+            rows: numbers of the rows, in the order of the batches.
+            context: what the loss sees of the round.
+
+        Returns:
+            The loss of every batch, and whether ``moved`` is finite; or None if the pass has no native form,
+            and then nothing has happened.
+        """
+        key = _key(phase, params, client)
+        pieces = _pieces(len(rows), phase.batch_size)
+        steps = [self._steps.get((key, capacity)) for _, capacity in pieces]
+        further = [*context.start.values(), *(slots[0] if slots else [])]
+        before, after = [*params.values(), *further], [*{**params, **moved}.values(), *further]
+        if (
+            any(step is None or step.round not in (None, context.round) for step in steps)
+            or signature(params) != signature(context.start)
+            or any(len(slot) != len(moved) for slot in slots)
+            or not all(t.is_contiguous() for t in before)
+        ):
+            return None
+        assert isinstance(phase.optimiser, Sgd)
+        losses = np.empty(-(-len(rows) // phase.batch_size), dtype=np.float32)
+        done, finite = 0, True
+        for step, (count, capacity) in zip(steps, pieces, strict=True):
+            assert step is not None
+            finite = client_step.take_steps(
+                step.program,
+                after if done else before,
+                after,
+                step.sources,
+                rows.data_ptr() + done * rows.element_size(),
+                count,
+                min(count, phase.batch_size),
+                capacity,
+                (phase.optimiser.learning_rate, phase.optimiser.momentum, phase.optimiser.weight_decay),
+                _scratch(step.program.arena_size + step.program.packed_size),
+                losses.ctypes.data + done // phase.batch_size * losses.itemsize,
+            )
+            done += count
+        return torch.from_numpy(losses), finite
+
+
+def _recorded(
+    client: Client, start: ClientState, phase: Phase, capacity: int, round_index: int
+) -> _Step | None:
+    try:
+        return _record(client, start, phase, capacity, round_index)
+    except NotCoveredError as reason:
+        _log.debug("phase %r of %s takes the generic path: %s", phase.name, client.task.name, reason)
+        return None
+
+
+def _key(phase: Phase, params: ClientState, client: Client) -> tuple[Hashable, ...] | None:
+    """What a recorded step depends on besides its number of rows; None where there is no native form."""
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in params.values())
+    known = type(phase.optimiser) is Sgd and phase.largest_norm is None
+    if not known or not isinstance(phase.loss, Hashable) or not plain:
+        return None
+    has_momentum = phase.optimiser.momentum != 0
+    return (phase.loss, phase.trainable, has_momentum, signature(params), client.task_index)
+
+
+def _pieces(count: int, batch_size: int) -> list[tuple[int, int]]:
+    """Rows of the whole batches and of the last, each with the rows that a step is recorded for."""
+    whole = count // batch_size * batch_size
+    rest, capacity = count - whole, batch_size
+    while rest <= -(-capacity // 2) < capacity and capacity // 2 >= _SMALLEST_CAPACITY:
+        capacity = -(-capacity // 2)
+    return [(rows, size) for rows, size in ((whole, batch_size), (rest, capacity)) if rows]
+
+
+def _record(client: Client, start: ClientState, phase: Phase, capacity: int, round_index: int) -> _Step:
+    assert isinstance(phase.optimiser, Sgd)
+    task, names = client.task, phase.moving(start)
+    sources = (*task.inputs.values(), task.present, task.labels)
+    if not all(t.is_contiguous() for t in sources) or any(
+        t.dtype != torch.float32 for t in task.inputs.values()
+    ):
+        raise NotCoveredError("the rows of its task are not contiguous float32")
+    rows = client.train_rows[torch.arange(capacity) % client.num_train]
+    batch = gather(task, rows)
+    params = {n: t.clone(memory_format=torch.contiguous_format) for n, t in start.items()}
+    context = _ObservedContext({n: t.clone() for n, t in params.items()}, round_index)
+    leaves = [params[n].requires_grad_() for n in names]
+    with torch.enable_grad():
+        recording = client_step.record(lambda: phase.loss(params, batch, context), leaves)
+    velocities = [torch.empty_like(t) for t in leaves] if phase.optimiser.momentum else []
+    external = [*params.values(), *context.start.values(), *velocities]
+    places = {name: number for number, name in enumerate(params)}
+    moving = {places[n]: 2 * len(params) + i if velocities else None for i, n in enumerate(names)}
+    program = client_step.build_program(
+        recording,
+        [t.detach() for t in external],
+        [*batch.inputs.values.values(), batch.inputs.present, batch.labels],
+        moving,
+    )
+    padding = [0] * (len(task.inputs) + 1) + [PADDING_LABEL]
+    return _Step(
+        program, Sources.of(sources, len(external), padding), round_index if context.round_seen else None
+    )
+
+
+class _ObservedContext(Context):
+    """A context that remembers whether somebody looked at the number of the round."""
+
+    round_seen: bool = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "round":
+            self.round_seen = True
+        return super().__getattribute__(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.round_seen = True
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.round_seen = True
+        return super().__iter__()
+
+
+def _scratch(size: int) -> Tensor:
+    """Memory of this thread, kept from call to call."""
+    memory: Tensor | None = getattr(_own, "memory", None)
+    if memory is None or len(memory) < size:
+        memory = _own.memory = torch.empty(size)
+    return memory

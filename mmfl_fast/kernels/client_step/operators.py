@@ -1,0 +1,366 @@
+"""The torch operators that have a native form. Importing this module fills the table of ``lowering``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.kernels.client_step.instructions import NotCoveredError, Operation, Value
+from mmfl_fast.kernels.client_step.lowering import Lowering, argument, lowers
+from mmfl_fast.kernels.client_step.recording import Call
+
+_aten = torch.ops.aten
+
+_UNARY = {
+    _aten.neg.default: Operation.NEGATE,
+    _aten.abs.default: Operation.ABSOLUTE,
+    _aten.sqrt.default: Operation.SQUARE_ROOT,
+    _aten.exp.default: Operation.EXPONENTIAL,
+    _aten.log.default: Operation.LOGARITHM,
+    _aten.log1p.default: Operation.LOG_OF_ONE_PLUS,
+    _aten.sin.default: Operation.SINE,
+    _aten.cos.default: Operation.COSINE,
+    _aten.tanh.default: Operation.HYPERBOLIC_TANGENT,
+    _aten.sigmoid.default: Operation.SIGMOID,
+    _aten.relu.default: Operation.RELU,
+}
+_BINARY = {
+    _aten.mul.Tensor: Operation.MULTIPLY,
+    _aten.mul.Scalar: Operation.MULTIPLY,
+    _aten.div.Tensor: Operation.DIVIDE,
+    _aten.div.Scalar: Operation.DIVIDE,
+    _aten.eq.Tensor: Operation.EQUAL,
+    _aten.eq.Scalar: Operation.EQUAL,
+    _aten.ne.Tensor: Operation.NOT_EQUAL,
+    _aten.ne.Scalar: Operation.NOT_EQUAL,
+    _aten.lt.Tensor: Operation.LESS,
+    _aten.lt.Scalar: Operation.LESS,
+    _aten.le.Tensor: Operation.LESS_EQUAL,
+    _aten.le.Scalar: Operation.LESS_EQUAL,
+}
+_SWAPPED = {
+    _aten.gt.Tensor: Operation.LESS,
+    _aten.gt.Scalar: Operation.LESS,
+    _aten.ge.Tensor: Operation.LESS_EQUAL,
+    _aten.ge.Scalar: Operation.LESS_EQUAL,
+}
+_LOGICAL = {
+    _aten.bitwise_and.Tensor: Operation.MULTIPLY,
+    _aten.logical_and.default: Operation.MULTIPLY,
+    _aten.bitwise_or.Tensor: Operation.MAXIMUM,
+    _aten.logical_or.default: Operation.MAXIMUM,
+}
+
+
+@lowers(*_UNARY)
+def _unary(to: Lowering, call: Call) -> None:
+    to.elementwise(_UNARY[call.function], call.result, call.arguments[0])
+
+
+@lowers(*_BINARY)
+def _binary(to: Lowering, call: Call) -> None:
+    to.elementwise(_BINARY[call.function], call.result, *call.arguments[:2])
+
+
+@lowers(*_SWAPPED)
+def _swapped(to: Lowering, call: Call) -> None:
+    a, b = call.arguments
+    to.elementwise(_SWAPPED[call.function], call.result, b, a)
+
+
+@lowers(*_LOGICAL)
+def _logical(to: Lowering, call: Call) -> None:
+    _need_truth_values(call)
+    to.elementwise(_LOGICAL[call.function], call.result, *call.arguments)
+
+
+@lowers(_aten.bitwise_not.default, _aten.logical_not.default)
+def _not(to: Lowering, call: Call) -> None:
+    _need_truth_values(call)
+    to.elementwise(Operation.SUBTRACT, call.result, 1, call.arguments[0])
+
+
+@lowers(_aten.add.Tensor, _aten.add.Scalar, _aten.sub.Tensor, _aten.sub.Scalar)
+def _add(to: Lowering, call: Call) -> None:
+    a, b = call.arguments[:2]
+    subtracts = call.function in (_aten.sub.Tensor, _aten.sub.Scalar)
+    operation = Operation.SUBTRACT if subtracts else Operation.ADD
+    to.elementwise(operation, call.result, a, _scaled(to, b, argument(call, 2, "alpha", 1)))
+
+
+@lowers(_aten.rsub.Scalar, _aten.rsub.Tensor)
+def _subtract_from(to: Lowering, call: Call) -> None:
+    a, b = call.arguments[:2]
+    to.elementwise(Operation.SUBTRACT, call.result, b, _scaled(to, a, argument(call, 2, "alpha", 1)))
+
+
+@lowers(_aten.pow.Tensor_Scalar)
+def _power(to: Lowering, call: Call) -> None:
+    a, exponent = call.arguments
+    if exponent == 1:
+        to.alias(call.result, a)
+    elif exponent == 2:
+        to.elementwise(Operation.MULTIPLY, call.result, a, a)
+    else:
+        to.elementwise(Operation.POWER, call.result, a, exponent)
+
+
+@lowers(_aten.sgn.default)
+def _sign(to: Lowering, call: Call) -> None:
+    (x,) = call.arguments
+    positive = to.elementwise(Operation.LESS, to.temporary(x.shape), 0, x)
+    negative = to.elementwise(Operation.LESS, to.temporary(x.shape), x, 0)
+    to.elementwise(Operation.SUBTRACT, call.result, positive, negative)
+
+
+@lowers(_aten.reciprocal.default)
+def _reciprocal(to: Lowering, call: Call) -> None:
+    to.elementwise(Operation.DIVIDE, call.result, 1, call.arguments[0])
+
+
+@lowers(_aten.clamp.default, _aten.clamp_min.default)
+def _clamp(to: Lowering, call: Call) -> None:
+    a = to.value(call.arguments[0])
+    least, most = argument(call, 1, "min"), argument(call, 2, "max")
+    if least is not None:
+        a = to.elementwise(Operation.MAXIMUM, call.result, a, least)  # type: ignore[arg-type]
+    if most is not None:
+        to.elementwise(Operation.MINIMUM, call.result, a, most)  # type: ignore[arg-type]
+
+
+@lowers(_aten.where.self)
+def _where(to: Lowering, call: Call) -> None:
+    to.elementwise(Operation.SELECT, call.result, *call.arguments)
+
+
+@lowers(_aten._to_copy.default)
+def _convert(to: Lowering, call: Call) -> None:
+    (source,), result = call.arguments, call.result
+    if source.dtype == torch.float32 and result.dtype == torch.int64:
+        raise NotCoveredError("rounding to integers is not among the native operations")
+    if result.dtype == torch.bool and source.dtype != torch.bool:
+        to.elementwise(Operation.NOT_EQUAL, result, source, 0)
+    else:
+        to.alias(result, source)
+
+
+@lowers(_aten.clone.default)
+def _clone(to: Lowering, call: Call) -> None:
+    to.alias(call.result, call.arguments[0])
+
+
+@lowers(_aten.threshold_backward.default)
+def _relu_backward(to: Lowering, call: Call) -> None:
+    gradient, x, threshold = call.arguments
+    if threshold != 0:
+        raise NotCoveredError(f"a threshold of {threshold} is not among the native operations")
+    to.elementwise(Operation.RELU_BACKWARD, call.result, gradient, x)
+
+
+@lowers(_aten.tanh_backward.default)
+def _tanh_backward(to: Lowering, call: Call) -> None:
+    gradient, y = call.arguments
+    slope = to.elementwise(Operation.MULTIPLY, to.temporary(y.shape), y, y)
+    slope = to.elementwise(Operation.SUBTRACT, slope, 1, slope)
+    to.elementwise(Operation.MULTIPLY, call.result, gradient, slope)
+
+
+@lowers(_aten.sigmoid_backward.default)
+def _sigmoid_backward(to: Lowering, call: Call) -> None:
+    gradient, y = call.arguments
+    slope = to.elementwise(Operation.SUBTRACT, to.temporary(y.shape), 1, y)
+    slope = to.elementwise(Operation.MULTIPLY, slope, slope, y)
+    to.elementwise(Operation.MULTIPLY, call.result, gradient, slope)
+
+
+@lowers(_aten.softplus.default)
+def _softplus(to: Lowering, call: Call) -> None:
+    x, beta, threshold = _softplus_arguments(call, 0)
+    scaled = to.elementwise(Operation.MULTIPLY, to.temporary(x.shape), x, beta)
+    linear = to.elementwise(Operation.LESS, to.temporary(x.shape), threshold, scaled)
+    curved = to.elementwise(Operation.EXPONENTIAL, scaled, scaled)
+    curved = to.elementwise(Operation.LOG_OF_ONE_PLUS, curved, curved)
+    curved = to.elementwise(Operation.DIVIDE, curved, curved, beta)
+    to.elementwise(Operation.SELECT, call.result, linear, x, curved)
+
+
+@lowers(_aten.softplus_backward.default)
+def _softplus_backward(to: Lowering, call: Call) -> None:
+    gradient = call.arguments[0]
+    x, beta, threshold = _softplus_arguments(call, 1)
+    scaled = to.elementwise(Operation.MULTIPLY, to.temporary(x.shape), x, beta)
+    linear = to.elementwise(Operation.LESS, to.temporary(x.shape), threshold, scaled)
+    curved = to.elementwise(Operation.SIGMOID, scaled, scaled)
+    curved = to.elementwise(Operation.MULTIPLY, curved, gradient, curved)
+    to.elementwise(Operation.SELECT, call.result, linear, gradient, curved)
+
+
+@lowers(_aten.sum.default, _aten.sum.dim_IntList, _aten.mean.default, _aten.mean.dim)
+def _sum(to: Lowering, call: Call) -> None:
+    x, axes = call.arguments[0], _axes(call)
+    result = to.value(call.result)
+    to.reduce(Operation.SUM, result, to.value(x), axes)
+    if call.function in (_aten.mean.default, _aten.mean.dim):
+        count = math.prod(x.shape[a] for a in axes)
+        to.elementwise(Operation.DIVIDE, result, result, count)
+
+
+@lowers(_aten.amax.default, _aten.any.default, _aten.any.dim)
+def _largest(to: Lowering, call: Call) -> None:
+    if call.function is not _aten.amax.default:
+        _need_truth_values(call)
+    to.reduce(Operation.LARGEST, to.value(call.result), to.value(call.arguments[0]), _axes(call))
+
+
+@lowers(_aten.logsumexp.default)
+def _log_sum_exp(to: Lowering, call: Call) -> None:
+    x, axes = call.arguments[0], _axes(call)
+    kept = [1 if a in axes else size for a, size in enumerate(x.shape)]
+    largest = to.temporary(kept)
+    to.reduce(Operation.LARGEST, largest, to.value(x), axes)
+    exponentials = to.elementwise(Operation.SUBTRACT, to.temporary(x.shape), x, largest)
+    to.emit(Operation.EXPONENTIAL, exponentials, exponentials)
+    total = to.temporary(kept)
+    to.reduce(Operation.SUM, total, exponentials, axes)
+    to.emit(Operation.LOGARITHM, total, total)
+    result = to.value(call.result)
+    shaped = [Value(v.buffer, 0, result.sizes, to.temporary(result.sizes).strides) for v in (total, largest)]
+    to.elementwise(Operation.ADD, result, *shaped)
+
+
+@lowers(_aten.mm.default)
+def _product(to: Lowering, call: Call) -> None:
+    a, b = call.arguments
+    _multiply(to, Operation.PRODUCT, call.result, a, b)
+
+
+@lowers(_aten.addmm.default)
+def _add_product(to: Lowering, call: Call) -> None:
+    bias, a, b = call.arguments
+    if argument(call, 3, "beta", 1) != 1 or argument(call, 4, "alpha", 1) != 1:
+        raise NotCoveredError("a scaled addmm is not among the native operations")
+    to.elementwise(Operation.COPY, call.result, bias)
+    _multiply(to, Operation.ADD_PRODUCT, call.result, a, b)
+
+
+@lowers(_aten._log_softmax.default)
+def _log_softmax(to: Lowering, call: Call) -> None:
+    x, axis, _ = call.arguments
+    _need_rows(x, axis)
+    to.elementwise(Operation.LOG_SOFTMAX, call.result, x)
+
+
+@lowers(_aten._log_softmax_backward_data.default)
+def _log_softmax_backward(to: Lowering, call: Call) -> None:
+    gradient, result, axis, _ = call.arguments
+    _need_rows(result, axis)
+    to.elementwise(Operation.LOG_SOFTMAX_BACKWARD, call.result, gradient, result)
+
+
+@lowers(_aten.nll_loss_forward.default)
+def _pick(to: Lowering, call: Call) -> None:
+    x, labels, weight, reduction, ignored = call.arguments
+    loss, total = call.result
+    _need_plain_labels(x, weight)
+    picked = to.value(loss) if reduction == 0 else to.temporary(labels.shape)
+    to.emit(Operation.PICK, picked, to.value(x), to.value(labels), ignored_label=ignored)
+    to.emit(Operation.NEGATE, picked, picked)
+    counted = to.elementwise(Operation.NOT_EQUAL, to.temporary(labels.shape), labels, ignored)
+    to.reduce(Operation.SUM, to.value(total), counted, [0])
+    if reduction != 0:
+        to.reduce(Operation.SUM, to.value(loss), picked, [0])
+    if reduction == 1:
+        to.elementwise(Operation.DIVIDE, loss, loss, total)
+
+
+@lowers(_aten.nll_loss_backward.default)
+def _spread(to: Lowering, call: Call) -> None:
+    gradient, x, labels, weight, reduction, ignored, total = call.arguments
+    _need_plain_labels(x, weight)
+    values = to.elementwise(Operation.NEGATE, to.temporary(labels.shape), gradient)
+    if reduction == 1:
+        to.elementwise(Operation.DIVIDE, values, values, total)
+    to.emit(Operation.SPREAD, to.value(call.result), values, to.value(labels), ignored_label=ignored)
+
+
+@lowers(_aten.stack.default, _aten.cat.default)
+def _join(to: Lowering, call: Call) -> None:
+    pieces, result = call.arguments[0], call.result
+    axis = argument(call, 1, "dim", 0)
+    if call.function is _aten.stack.default:
+        places = result.unbind(axis)
+    else:
+        places = result.split([p.shape[axis] for p in pieces], axis)
+    for piece, place in zip(pieces, places, strict=True):
+        to.elementwise(Operation.COPY, place, piece)
+
+
+@lowers(_aten.slice_backward.default, _aten.select_backward.default, _aten.diagonal_backward.default)
+def _embed(to: Lowering, call: Call) -> None:
+    gradient, _, *where = call.arguments
+    whole = call.result
+    view = {
+        _aten.slice_backward.default: _aten.slice.Tensor,
+        _aten.select_backward.default: _aten.select.int,
+        _aten.diagonal_backward.default: _aten.diagonal.default,
+    }[call.function]
+    to.elementwise(Operation.COPY, whole, 0)
+    to.elementwise(Operation.COPY, view(whole, *where), gradient)
+
+
+def _scaled(to: Lowering, what: Any, factor: Any) -> Any:
+    if factor == 1:
+        return what
+    if not isinstance(what, Tensor):
+        return what * factor
+    return to.elementwise(Operation.MULTIPLY, to.temporary(what.shape), what, factor)
+
+
+def _axes(call: Call) -> list[int]:
+    """The axes that a reduction takes, all if it names none."""
+    count = call.arguments[0].dim()
+    named: Any = (
+        argument(call, 1, "dim") if call.function not in (_aten.sum.default, _aten.mean.default) else None
+    )
+    if isinstance(named, int):
+        named = [named]
+    return [a % count for a in named] if named and count else list(range(count))
+
+
+def _multiply(to: Lowering, operation: Operation, result: Tensor, a: Tensor, b: Tensor) -> None:
+    left, right = _matrix(to.value(a)), _matrix(to.value(b))
+    along = right.strides[0] == 1 and left.strides[1] == 1
+    if right.strides[1] != 1 and not along:
+        right = to.elementwise(Operation.COPY, to.temporary(right.sizes), right)
+    to.emit(operation, to.value(result), left, right)
+
+
+def _matrix(value: Value) -> Value:
+    """A matrix; along an axis of one element any stride will do."""
+    rows, columns = value.strides
+    return Value(value.buffer, value.offset, value.sizes, (rows, 1 if value.sizes[1] == 1 else columns))
+
+
+def _need_rows(x: Tensor, axis: int) -> None:
+    if x.dim() != 2 or axis % 2 != 1:
+        raise NotCoveredError(f"log_softmax over axis {axis} of {x.dim()} is not among the native operations")
+
+
+def _need_plain_labels(x: Tensor, weight: Tensor | None) -> None:
+    if x.dim() != 2 or weight is not None:
+        raise NotCoveredError("class weights are not among the native operations")
+
+
+def _need_truth_values(call: Call) -> None:
+    tensors: Sequence[Any] = [a for a in call.arguments if isinstance(a, Tensor)]
+    if any(t.dtype != torch.bool for t in tensors):
+        raise NotCoveredError(f"{call.function} of numbers is not among the native operations")
+
+
+def _softplus_arguments(call: Call, first: int) -> tuple[Tensor, Any, Any]:
+    x = call.arguments[first]
+    return x, argument(call, first + 1, "beta", 1), argument(call, first + 2, "threshold", 20)

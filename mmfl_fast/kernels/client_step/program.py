@@ -1,0 +1,216 @@
+"""A step of SGD as tables that the native kernel reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from mmfl_fast.kernels.client_step import operators as _operators  # noqa: F401 - fills the table
+from mmfl_fast.kernels.client_step.instructions import MAX_AXES, Instruction, Operation, Value
+from mmfl_fast.kernels.client_step.lowering import Lowering
+from mmfl_fast.kernels.client_step.recording import Recording
+
+_Int64Array = npt.NDArray[np.int64]
+# Buffers begin on a cache line.
+_ALIGNMENT = 16
+# Columns of a packed panel, of the widest vectors that the kernel is built for.
+_PANEL = 32
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """What the native kernel needs to take steps.
+
+    Attributes:
+        values: ``[V, 10]``, buffer, offset, sizes and strides.
+        instructions: ``[I, 6]``, operation, output, operands and the ignored label.
+        buffers: ``[B]``, addresses of the constants, and 0 where a call puts one in.
+        external: number of buffers whose addresses the caller gives; they come first.
+        arena: buffer numbers of the temporaries, the batch among them.
+        arena_offsets: of each of these, in floats.
+        arena_size: floats that they take together.
+        packed_size: floats that a packed operand takes.
+        loss: number of the value that holds the loss.
+        constants: what ``buffers`` points to.
+    """
+
+    values: _Int64Array
+    instructions: _Int64Array
+    buffers: _Int64Array
+    external: int
+    arena: _Int64Array
+    arena_offsets: _Int64Array
+    arena_size: int
+    packed_size: int
+    loss: int
+    constants: tuple[Tensor, ...]
+
+
+def build_program(
+    recording: Recording,
+    external: Sequence[Tensor],
+    batch: Sequence[Tensor],
+    moving: Mapping[int, int | None],
+) -> StepProgram:
+    """Make a program of what was recorded.
+
+    Args:
+        recording: its gradients belong to the tensors in ``moving``, in order.
+        external: tensors that the step reads and that lie in memory of the caller: buffers 0, 1, ...
+        batch: tensors of the batch: the buffers behind them.
+        moving: number of the parameter's buffer -> number of its velocity's.
+
+    Raises:
+        NotCoveredError: something in the step has no native form.
+    """
+    lowering = Lowering([*external, *batch])
+    for call in recording.calls:
+        lowering.call(call)
+    loss = lowering.value(recording.loss)
+    gradients = [lowering.value(g) for g in recording.gradients]
+    updates = [
+        _update(external, number, velocity, gradient)
+        for (number, velocity), gradient in zip(moving.items(), gradients, strict=True)
+    ]
+    needed = _without_unused(lowering.instructions, {loss.buffer, *(g.buffer for g in gradients)})
+    instructions = _with_updates(needed, updates, keep=loss.buffer)
+    sizes = lowering.sizes
+    temporaries = [b for b in range(len(external), len(sizes)) if b not in lowering.constants]
+    first_batch = range(len(external), len(external) + len(batch))
+    offsets, arena_size = _arrange(instructions, temporaries, sizes, first_batch, loss.buffer)
+    return _tables(lowering, instructions, loss, len(external), offsets, arena_size)
+
+
+def _update(external: Sequence[Tensor], number: int, velocity: int | None, gradient: Value) -> Instruction:
+    whole = external[number]
+    parameter = Value(number, 0, tuple(whole.shape), tuple(whole.stride()))
+    operands = (gradient,) if velocity is None else (gradient, replace(parameter, buffer=velocity))
+    return Instruction(Operation.UPDATE, parameter, operands)
+
+
+def _without_unused(instructions: Sequence[Instruction], used: set[int]) -> list[Instruction]:
+    kept = []
+    used = set(used)
+    for instruction in reversed(instructions):
+        if instruction.output.buffer in used:
+            used.update(operand.buffer for operand in instruction.operands)
+            kept.append(instruction)
+    return kept[::-1]
+
+
+def _with_updates(
+    instructions: list[Instruction], updates: Sequence[Instruction], keep: int
+) -> list[Instruction]:
+    """Put every update behind the last instruction that reads its parameter, or makes what it needs.
+
+    A gradient that is one matrix product and serves nothing else is not stored: the update takes it from
+    the registers.
+    """
+    fused = []
+    for update in updates:
+        gradient = update.operands[0]
+        makers = [i for i in instructions if i.output.buffer == gradient.buffer]
+        readers = [i for i in (*instructions, *updates) for o in i.operands if o.buffer == gradient.buffer]
+        maker = makers[0] if len(makers) == 1 and len(readers) == 1 else None
+        if (
+            maker is not None
+            and maker.operation is Operation.PRODUCT
+            and maker.operands[1].strides[1] == 1
+            and gradient == maker.output
+            and gradient.buffer != keep
+        ):
+            instructions = [i for i in instructions if i is not maker]
+            operands = (*maker.operands, *update.operands[1:])
+            update = replace(update, operation=Operation.UPDATE_PRODUCT, operands=operands)
+        fused.append(update)
+    after: dict[int, list[Instruction]] = {}
+    for update in fused:
+        parameter = update.output.buffer
+        made = {operand.buffer for operand in update.operands}
+        last = -1
+        for number, instruction in enumerate(instructions):
+            if instruction.output.buffer in made or any(o.buffer == parameter for o in instruction.operands):
+                last = number
+        after.setdefault(last, []).append(update)
+    placed = list(after.get(-1, []))
+    for number, instruction in enumerate(instructions):
+        placed += [instruction, *after.get(number, [])]
+    return placed
+
+
+def _arrange(
+    instructions: Sequence[Instruction],
+    temporaries: Sequence[int],
+    sizes: Sequence[int],
+    batch: range,
+    loss: int,
+) -> tuple[dict[int, int], int]:
+    """Give the temporaries places, which those that are not needed at the same time share."""
+    first: dict[int, int] = dict.fromkeys(batch, -1)
+    last: dict[int, int] = dict(first)
+    for number, instruction in enumerate(instructions):
+        for value in (instruction.output, *instruction.operands):
+            first.setdefault(value.buffer, number)
+            last[value.buffer] = number
+    last[loss] = len(instructions)
+    placed: list[tuple[int, int, int, int]] = []
+    offsets: dict[int, int] = {}
+    for buffer in sorted((b for b in temporaries if b in first), key=lambda b: (first[b], b)):
+        room = -(-sizes[buffer] // _ALIGNMENT) * _ALIGNMENT
+        offset = 0
+        for start, end, begin, finish in sorted(placed):
+            if finish < first[buffer] or begin > last[buffer]:
+                continue
+            if offset + room <= start:
+                break
+            offset = max(offset, end)
+        placed.append((offset, offset + room, first[buffer], last[buffer]))
+        offsets[buffer] = offset
+    return offsets, max((end for _, end, _, _ in placed), default=0)
+
+
+def _tables(
+    lowering: Lowering,
+    instructions: Sequence[Instruction],
+    loss: Value,
+    external: int,
+    offsets: Mapping[int, int],
+    arena_size: int,
+) -> StepProgram:
+    numbers: dict[Value, int] = {}
+    rows = []
+    packed = 0
+    for i in instructions:
+        operands = [numbers.setdefault(o, len(numbers)) for o in i.operands]
+        output = numbers.setdefault(i.output, len(numbers))
+        rows.append([i.operation, output, *operands, *[-1] * (3 - len(operands)), i.ignored_label])
+        if i.operation in (Operation.PRODUCT, Operation.ADD_PRODUCT, Operation.UPDATE_PRODUCT):
+            depth, columns = i.operands[1].sizes
+            packed = max(packed, -(-columns // _PANEL) * _PANEL * depth)
+    loss_number = numbers.setdefault(loss, len(numbers))
+    values = []
+    for v in numbers:
+        missing = MAX_AXES - len(v.sizes)
+        values.append([v.buffer, v.offset, *[1] * missing, *v.sizes, *[0] * missing, *v.strides])
+    buffers = np.zeros(len(lowering.sizes), dtype=np.int64)
+    for buffer, contents in lowering.constants.items():
+        buffers[buffer] = contents.data_ptr()
+    # A buffer that no instruction uses any more: any address will do.
+    unused = set(range(external, len(buffers))) - set(lowering.constants) - set(offsets)
+    places = {**offsets, **dict.fromkeys(unused, 0)}
+    return StepProgram(
+        values=np.array(values, dtype=np.int64),
+        instructions=np.array(rows, dtype=np.int64),
+        buffers=buffers,
+        external=external,
+        arena=np.array(list(places), dtype=np.int64),
+        arena_offsets=np.array(list(places.values()), dtype=np.int64),
+        arena_size=arena_size,
+        packed_size=packed,
+        loss=loss_number,
+        constants=tuple(lowering.constants.values()),
+    )

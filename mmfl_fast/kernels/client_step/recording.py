@@ -1,0 +1,73 @@
+"""One step of a client as the flat list of torch calls that it comes down to, gradients included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a torch operator, with the tensors it took and made."""
+
+    function: torch._ops.OpOverload
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    result: Any
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What happened in a step.
+
+    Attributes:
+        calls: in order.
+        loss: 0-dim.
+        gradients: of the loss, in the order of the leaves.
+    """
+
+    calls: Sequence[Call]
+    loss: Tensor
+    gradients: Sequence[Tensor]
+
+
+def record(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Recording:
+    """Evaluate a loss and its gradient, and write down every operator below autograd and ``torch.func``.
+
+    Args:
+        loss: gives a scalar that depends on ``leaves``.
+        leaves: tensors that require gradients.
+    """
+    with _Recorder() as recorder:
+        value = loss()
+        # Without a graph of the gradient autograd would add some of its parts in place.
+        gradients = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
+    return Recording(recorder.calls, value.detach(), [g.detach() for g in gradients])
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch loads its compiler, which takes a second.
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        self.calls.append(Call(func, args, kwargs or {}, result))
+        return result

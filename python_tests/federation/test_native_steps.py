@@ -1,0 +1,284 @@
+import dataclasses
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mmfl_fast as mf
+from mmfl_fast import data, nn
+from mmfl_fast.federation import Algorithm, AlgorithmConfig, ParameterTable, Phase, Sgd, State
+from mmfl_fast.federation.client_memory import ClientMemory
+from mmfl_fast.federation.local_training import train_clients
+from mmfl_fast.federation.native_steps import NativeSteps
+from mmfl_fast.federation.streams import Purpose, torch_generator
+
+SMALL = {"width": 12, "operator_rows": 8, "layers": 2, "batch_size": 8, "local_epochs": 2}
+# Every algorithm, with the settings that change what a client computes. Nobody may leave the native path.
+COVERED = [
+    *((name, {}) for name in mf.algorithms.names()),
+    ("m3fed", {"retraction": "qr"}),
+    ("m3fed", {"projection": False}),
+    ("m3fed", {"meta_gradient": "first-order"}),
+    ("m3fed", {"meta_gradient": "hessian-free"}),
+    ("fedavg", {"schedule": "joint"}),
+    ("fedavg", {"momentum": 0.0, "weight_decay": 0.0}),
+    ("meta-har", {"head": "fresh"}),
+    ("per-fedavg", {"meta_gradient": "hessian-free"}),
+    ("fedmeta", {"variant": "meta-sgd"}),
+    ("fedmeta", {"order": "first"}),
+    ("mcarn", {"margins": "equal", "calibration": 0.0}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(set_threads):
+    set_threads(1)
+
+
+def flat(params):
+    return torch.cat([t.flatten() for t in params.values()]).double()
+
+
+def distance(a, b):
+    """Relative distance of two clients' parameters, in norm."""
+    return float((flat(a) - flat(b)).norm() / flat(b).norm())
+
+
+def both(clients, starts, phases, number=0):
+    """Results of torch alone and of native steps."""
+    native = NativeSteps()
+    native.prepare(clients, starts, phases, number)
+    plain, ours = [], []
+    for client, start in zip(clients, starts, strict=True):
+        plain += train_clients([client], [start], phases, number, 0)
+        ours += train_clients([client], [start], phases, number, 0, native, ClientMemory())
+    return plain, ours
+
+
+def losses_called(phases):
+    """The phases with losses that note that they were called."""
+    calls = []
+
+    def noting(loss):
+        def noted(params, batch, context):
+            calls.append(loss)
+            return loss(params, batch, context)
+
+        return noted
+
+    noted = {phase.loss: noting(phase.loss) for phase in phases}
+    return [dataclasses.replace(p, loss=noted[p.loss]) for p in phases], calls
+
+
+@pytest.mark.parametrize(("method", "options"), COVERED)
+def test_every_algorithm_trains_natively_to_the_same_parameters(mixed_federation, method, options):
+    kind = mf.algorithms.get(method)
+    algorithm = kind(kind.Config(**{**SMALL, **options}))
+    state = algorithm.setup(mixed_federation, torch_generator(0, Purpose.INITIALISATION))
+    clients = [mixed_federation.clients[i] for i in (1, 3, 6)]
+    starts = [algorithm.broadcast(state, c) for c in clients]
+    phases, calls = losses_called(algorithm.client_phases())
+    native = NativeSteps()
+    native.prepare(clients, starts, phases, 2)
+    recorded = len(calls)
+    ours = [train_clients([c], [s], phases, 2, 0, native)[0] for c, s in zip(clients, starts, strict=True)]
+    assert len(calls) == recorded, "a pass took the generic path"
+    plain = [train_clients([c], [s], phases, 2, 0)[0] for c, s in zip(clients, starts, strict=True)]
+    for a, b, start in zip(ours, plain, starts, strict=True):
+        assert (a.steps, a.samples, bool(a.finite)) == (b.steps, b.samples, True)
+        assert distance(a.params, start) > 1e-4
+        assert distance(a.params, b.params) <= 1e-6
+        torch.testing.assert_close(a.loss, b.loss, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["m3fed", "mcarn", "fedavg"])
+def test_a_run_natively_and_without(toy_federation, method):
+    federation = data.with_missing(toy_federation, rate=0.5, level="sample", seed=1)
+    results = [
+        mf.run(federation, method, rounds=3, config={**SMALL, "native_steps": choice}).history
+        for choice in ("auto", "off")
+    ]
+    for ours, plain in zip(*results, strict=True):
+        assert ours["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+        assert ours["optimiser_steps"] == plain["optimiser_steps"]
+
+
+def loss(params, batch, context):
+    x = batch.inputs.values["left"].flatten(1)
+    hidden = F.relu(F.linear(x, params["f.weight"], params["f.bias"]))
+    pull = (params["f.weight"] - context.start["f.weight"]).square().sum()
+    return nn.cross_entropy(F.linear(hidden, params["g.weight"]), batch.labels) + 0.1 * pull
+
+
+def start(task):
+    generator = torch.Generator().manual_seed(0)
+    width = task.inputs["left"][0].numel()
+    return {
+        "f.weight": torch.randn(37, width, generator=generator),
+        "f.bias": torch.zeros(37),
+        "g.weight": 0.3 * torch.randn(task.num_classes, 37, generator=generator),
+    }
+
+
+def phases(first=loss, second=loss, optimiser=Sgd(0.1, 0.9, 1e-3), batch_size=8, **changes):  # noqa: B008
+    passes = (
+        Phase("first", first, ("f",), optimiser, batch_size),
+        Phase("second", second, ("g",), Sgd(0.05), batch_size),
+    )
+    return [dataclasses.replace(p, **changes) for p in passes] * 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
+def test_any_batch_size_and_number_of_rows(toy_federation, batch_size):
+    clients = toy_federation.clients
+    starts = [start(clients[0].task)] * len(clients)
+    passes = phases(optimiser=Sgd(0.02), batch_size=batch_size)
+    for a, b in zip(*both(clients, starts, passes), strict=True):
+        assert distance(a.params, b.params) <= 1e-6
+        torch.testing.assert_close(a.loss, b.loss)
+
+
+def test_a_client_of_one_row(toy_federation):
+    client = toy_federation.clients[0]
+    alone = dataclasses.replace(client, train_rows=client.train_rows[:1])
+    (a,), (b,) = both([alone], [start(client.task)], phases())
+    assert a.steps == b.steps == 4
+    assert distance(a.params, b.params) <= 1e-6
+
+
+def test_momentum_lasts_from_pass_to_pass(toy_federation):
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    shared = phases()[:1] * 3
+    apart = [dataclasses.replace(p, name=str(i)) for i, p in enumerate(shared)]
+    (plain,), (ours,) = both([client], [begin], shared)
+    _, (restarted,) = both([client], [begin], apart)
+    assert distance(ours.params, plain.params) <= 1e-6
+    assert distance(restarted.params, plain.params) > 1e-3
+
+
+def test_the_broadcast_is_not_written_to_nor_handed_out(toy_federation):
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    copies = {name: tensor.clone() for name, tensor in begin.items()}
+    _, (ours,) = both([client], [begin], phases()[:1])
+    assert all(torch.equal(begin[name], copies[name]) for name in begin)
+    assert torch.equal(ours.params["g.weight"], begin["g.weight"])
+    assert ours.params["g.weight"].data_ptr() != begin["g.weight"].data_ptr()
+
+
+def test_a_hook_that_leaves_the_usual_memory_layout(toy_federation):
+    turned = phases(after=lambda params: {**params, "f.weight": params["f.weight"].mT.clone().mT * 0.5})
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    (plain,), (ours,) = both([client], [begin], turned)
+    assert distance(ours.params, plain.params) <= 1e-6
+
+
+def test_a_diverging_client_is_told(toy_federation):
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    for optimiser in (Sgd(1e30), Sgd(1e30, 0.9)):
+        _, (ours,) = both([client], [begin], phases(optimiser=optimiser)[:1])
+        assert not ours.finite
+    config = {**SMALL, "learning_rate": 1e30}
+    with pytest.raises(mf.federation.DivergedError, match="after round 1"):
+        mf.run(toy_federation, "fedavg", rounds=2, config=config)
+
+
+def test_the_round_number_is_looked_at_anew(toy_federation):
+    def weighted(params, batch, context):
+        return (1 + context.round) * loss(params, batch, context)
+
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    passes, native = phases(first=weighted), NativeSteps()
+    for number in (0, 3):
+        native.prepare([client], [begin], passes, number)
+        (ours,) = train_clients([client], [begin], passes, number, 0, native)
+        (plain,) = train_clients([client], [begin], passes, number, 0)
+        assert distance(ours.params, plain.params) <= 1e-6
+    (unprepared,) = train_clients([client], [begin], passes[:1], 5, 0, native)
+    (plain,) = train_clients([client], [begin], passes[:1], 5, 0)
+    assert torch.equal(unprepared.params["f.weight"], plain.params["f.weight"])
+
+
+def erf_loss(params, batch, context):
+    return loss({**params, "f.bias": torch.erf(params["f.bias"])}, batch, context)
+
+
+def branching_loss(params, batch, context):
+    return loss(params, batch, context) * (2.0 if params["f.bias"].sum() > 1 else 1.0)
+
+
+def random_loss(params, batch, context):
+    return loss(params, batch, context) + torch.rand(()) * 0
+
+
+ELSEWHERE = torch.tensor(2.0)
+
+
+def closed_over_loss(params, batch, context):
+    return loss(params, batch, context) * ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (erf_loss, "aten.erf.default is not among the native operations"),
+        (branching_loss, "depends on the value of a tensor"),
+        (random_loss, "draws random numbers"),
+        (closed_over_loss, "neither in its parameters, batch nor context"),
+    ],
+)
+def test_what_is_not_known_takes_the_generic_path(toy_federation, caplog, other, reason):
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    with caplog.at_level(logging.DEBUG, "mmfl_fast.federation.native_steps"):
+        (plain,), (ours,) = both([client], [begin], phases(first=other)[:1])
+    assert reason in caplog.text
+    assert torch.equal(ours.params["f.weight"], plain.params["f.weight"])
+
+
+def test_native_and_generic_passes_mix(toy_federation):
+    clients = toy_federation.clients[:2]
+    starts = [start(toy_federation.tasks[0])] * 2
+    for a, b in zip(*both(clients, starts, phases(second=erf_loss)), strict=True):
+        assert distance(a.params, b.params) <= 1e-6
+
+
+def test_a_loss_made_anew_in_every_round_is_not_recorded_for_ever(toy_federation):
+    client, begin = toy_federation.clients[0], start(toy_federation.tasks[0])
+    native, calls = NativeSteps(), []
+    for number in range(20):
+
+        def fresh(params, batch, context):
+            calls.append(number)  # noqa: B023 - the round it was made in
+            return loss(params, batch, context)
+
+        native.prepare([client], [begin], phases(first=fresh)[:1], number)
+    assert 0 < len(set(calls)) < 12
+
+
+def test_the_number_of_threads_changes_no_bit(toy_federation, set_threads):
+    states = []
+    for threads in (1, 3):
+        set_threads(threads)
+        states.append(mf.run(toy_federation, "fedavg", rounds=2, config=SMALL).state.models.tensors())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Narrow(Algorithm):
+    """One logit less than there are classes."""
+
+    def setup(self, federation, generator):
+        return State(nn.init_linear("w", 6, 2, generator), ParameterTable({}))
+
+    def loss(self, params, batch, context):
+        return nn.cross_entropy(self.predict(params, batch.inputs), batch.labels)
+
+    def predict(self, params, inputs):
+        return nn.linear(params, "w", inputs.values["left"].flatten(1))
+
+
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_a_label_without_a_logit_is_an_error(toy_federation, choice):
+    algorithm = Narrow(AlgorithmConfig(batch_size=8))
+    engine = mf.federation.EngineConfig(native_steps=choice)
+    with pytest.raises(IndexError):
+        mf.federation.simulate(toy_federation, algorithm, rounds=1, engine=engine)

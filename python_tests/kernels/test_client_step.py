@@ -1,0 +1,208 @@
+"""Recorded steps against autograd, operator by operator."""
+# ruff: noqa: ARG005, E501 - all losses take the same arguments, each in a line
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmfl_fast.kernels import client_step
+
+LEVELS = ["portable", "avx2", "avx512"]
+
+
+def step(loss, params, x, labels, rates=(0.1, 0.0, 0.0), batch_size=None, capacity=None):
+    """Parameters and losses after one pass over all rows, by the kernel."""
+    capacity = capacity or batch_size or len(x)
+    rows = torch.arange(capacity) % len(x)
+    leaves = {n: t.clone().requires_grad_() for n, t in params.items()}
+    batch = [x[rows], labels[rows]]
+    recording = client_step.record(lambda: loss(leaves, *batch), list(leaves.values()))
+    velocities = [torch.zeros_like(t) for t in params.values()] if rates[1] else []
+    external = [*(t.detach() for t in leaves.values()), *velocities]
+    moving = {i: len(leaves) + i if velocities else None for i in range(len(leaves))}
+    program = client_step.build_program(recording, external, batch, moving)
+    sources = client_step.Sources.of([x, labels], len(external), [0, -100])
+    written = [torch.full_like(t, torch.nan) for t in params.values()]
+    size = batch_size or len(x)
+    losses = np.full(-(-len(x) // size), np.nan, dtype=np.float32)
+    order = torch.arange(len(x))
+    scratch = torch.full((program.arena_size + program.packed_size,), torch.nan)
+    finite = client_step.take_steps(
+        program, external, [*written, *velocities], sources, order.data_ptr(), len(x), size, capacity, rates,
+        scratch, losses.ctypes.data,
+    )  # fmt: skip
+    return dict(zip(params, written, strict=True)), losses, finite
+
+
+def plain(loss, params, x, labels, rates=(0.1, 0.0, 0.0), batch_size=None):
+    leaves = {n: t.clone().requires_grad_() for n, t in params.items()}
+    rate, momentum, decay = rates
+    optimiser = torch.optim.SGD(list(leaves.values()), lr=rate, momentum=momentum, weight_decay=decay)
+    losses = []
+    for rows in torch.arange(len(x)).split(batch_size or len(x)):
+        optimiser.zero_grad()
+        value = loss(leaves, x[rows], labels[rows])
+        value.backward()
+        optimiser.step()
+        losses.append(value.item())
+    return {n: t.detach() for n, t in leaves.items()}, losses
+
+
+def compare(loss, params, x, labels, **options):
+    rates = options.pop("rates", (0.1, 0.0, 0.0))
+    capacity = options.pop("capacity", None)
+    ours, losses, finite = step(loss, params, x, labels, rates, capacity=capacity, **options)
+    expected, expected_losses = plain(loss, params, x, labels, rates, **options)
+    assert finite
+    torch.testing.assert_close(torch.tensor(expected_losses), torch.from_numpy(losses), rtol=2e-6, atol=2e-6)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=2e-6, atol=2e-6)
+
+
+def problem(rows=12, width=9, classes=5):
+    params = {
+        "w": 0.5 * torch.randn(classes, width),
+        "b": 0.1 * torch.randn(classes),
+        "s": torch.rand(()) + 0.5,
+    }
+    labels = torch.randint(0, classes, (rows,))
+    labels[rows // 2] = -100
+    return params, torch.randn(rows, width), labels
+
+
+def logits(p, x):
+    return F.linear(x, p["w"], p["b"])
+
+
+LOSSES = {
+    "cross_entropy": lambda p, x, y: F.cross_entropy(logits(p, x), y),
+    "cross_entropy_none": lambda p, x, y: (F.cross_entropy(logits(p, x), y, reduction="none") * x[:, 0]).sum(),
+    "tanh": lambda p, x, y: logits(p, x).tanh().square().mean() * p["s"],
+    "sigmoid": lambda p, x, y: torch.sigmoid(logits(p, x)).sum(dim=1).square().mean(),
+    "softplus": lambda p, x, y: F.softplus(30 * logits(p, x)).mean() + F.softplus(p["s"], beta=3.0),
+    "relu_of_columns": lambda p, x, y: (x @ p["w"].T.relu()).exp().mean(dim=(0, 1)),
+    "norms": lambda p, x, y: (p["w"] ** 2).sum(dim=1).sqrt().sum() + (p["w"].abs() + 1).pow(1.5).sum(),
+    "logs": lambda p, x, y: torch.log(logits(p, x).square() + 1).sum() + torch.log1p(p["w"].square()).sum(),
+    "waves": lambda p, x, y: (logits(p, x).sin() * p["w"][:, 0].cos()).sum() - 2 * p["b"].sum(),
+    "logsumexp": lambda p, x, y: logits(p, x).logsumexp(dim=1).sum() + logits(p, x).logsumexp(0, True).sum(),
+    "clamp": lambda p, x, y: logits(p, x).clamp(min=-0.5).sum() + logits(p, x).clamp(max=0.2).sum(),
+    "where": lambda p, x, y: torch.where((y > 1) & ~(y == 3), logits(p, x)[:, 0], 2.0 / p["s"]).sum(),
+    "masks": lambda p, x, y: (logits(p, x) * (y >= 2)[:, None]).sum() * y.clamp(1, 3).sum(),
+    "pieces": lambda p, x, y: torch.cat([logits(p, x)[::2, 1:4], logits(p, x)[1::2, 1:4] * 2]).square().sum(),
+    "stack": lambda p, x, y: torch.stack([logits(p, x), x[:, :5]], dim=1).square().sum(dim=(0, 1)).sqrt().sum(),
+    "diagonal": lambda p, x, y: (p["w"] @ p["w"].T).diagonal().sum() + p["w"].abs().sum(),
+    "reciprocal": lambda p, x, y: (1 - p["s"]) / (1 + logits(p, x).square()).sum() + p["s"].reciprocal(),
+    "mean_all": lambda p, x, y: (logits(p, x) - logits(p, x).mean(dim=0, keepdim=True)).square().mean(),
+    "largest": lambda p, x, y: (logits(p, x) - logits(p, x).amax(dim=1, keepdim=True)).exp().sum(),
+    "any": lambda p, x, y: (p["w"].sum() * (x > 2).any()) + ((x > 0).any(dim=1).sum() * p["s"]),
+    "unused": lambda p, x, y: p["s"] * x.sum(),
+    "twice_differentiated": lambda p, x, y: torch.func.grad(lambda w: (x @ w.T).exp().mean())(p["w"]).square().sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_is_that_of_autograd(name):
+    params, x, labels = problem()
+    compare(LOSSES[name], {n: 0.3 * t for n, t in params.items()}, x, labels, rates=(0.01, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.0, 0.0), (0.1, 0.9, 0.0), (0.1, 0.0, 0.1), (0.1, 0.5, 0.01)])
+@pytest.mark.parametrize("penalised", [False, True])
+def test_sgd(rates, penalised):
+    def loss(p, x, y):
+        value = F.cross_entropy(logits(p, x), y, reduction="sum") / 4
+        # torch.optim leaves what has no gradient where it is, the engine decays it.
+        return value + 0 * p["s"] + (p["w"].square().sum() if penalised else 0)
+
+    params, x, labels = problem()
+    compare(loss, params, x, labels, rates=rates, batch_size=4)
+
+
+def mlp_loss(p, x, y):
+    hidden = F.relu(F.linear(x, p["w0"], p["b0"]))
+    return F.cross_entropy(F.linear(hidden, p["w1"]), y, reduction="sum") / (y != -100).sum().clamp(min=1)
+
+
+def mlp(rows, width, hidden, classes):
+    generator = torch.Generator().manual_seed(rows + width)
+    params = {
+        "w0": torch.randn(hidden, width, generator=generator) / width**0.5,
+        "b0": torch.zeros(hidden),
+        "w1": torch.randn(classes, hidden, generator=generator) / hidden**0.5,
+    }
+    x = torch.randn(rows, width, generator=generator)
+    return params, x, torch.randint(0, classes, (rows,), generator=generator)
+
+
+# Around the register tiles and panels of every SIMD level, and beyond what is packed at once.
+SHAPES = [
+    (1, 1, 1, 1), (2, 3, 5, 2), (7, 15, 17, 3), (8, 16, 32, 4), (9, 17, 33, 10), (31, 63, 65, 2),
+    (10, 784, 200, 10), (64, 1030, 40, 7), (3, 2, 1, 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape):
+    compare(mlp_loss, *mlp(*shape))
+
+
+def test_rows_that_fill_up_a_batch_change_nothing():
+    params, x, labels = mlp(11, 20, 12, 3)
+    compare(mlp_loss, params, x, labels, batch_size=4, capacity=4)
+    compare(mlp_loss, params, x[:5], labels[:5], capacity=8)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_simd_level(level):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_client_step as t\n"
+        "for shape in t.SHAPES: t.compare(t.mlp_loss, *t.mlp(*shape))\n"
+        "t.torch.manual_seed(0); p, x, y = t.problem()\n"
+        "for loss in t.LOSSES.values():\n"
+        "    t.compare(loss, {n: 0.3 * v for n, v in p.items()}, x, y, rates=(0.01, 0.0, 0.0))\n"
+    )
+    environment = {**os.environ, "MMFL_SIMD": level, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script, os.path.dirname(__file__)], env=environment, check=True)
+
+
+def test_non_finite_numbers_spread_as_in_torch():
+    params, x, labels = mlp(6, 20, 12, 3)
+    for bad in (torch.nan, torch.inf):
+        x[2, 3] = bad
+        ours, losses, finite = step(mlp_loss, params, x, labels)
+        expected, _ = plain(mlp_loss, params, x, labels)
+        assert not finite
+        assert np.isnan(losses).all()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor.isfinite(), ours[name].isfinite()), name
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40])
+def test_a_label_that_is_no_column(label):
+    params, x, labels = mlp(6, 20, 12, 3)
+    labels[4] = label
+    with pytest.raises(IndexError, match="label"):
+        step(mlp_loss, params, x, labels.clone(), capacity=4, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        (lambda p, x, y: p["w"].erf().sum(), "aten.erf.default"),
+        (lambda p, x, y: p["w"].double().sum().float(), "float64"),
+        (lambda p, x, y: p["w"].sum() * (y * y).sum(), "integers"),
+        (lambda p, x, y: p["w"].clone().mul_(2).sum(), "writes to its argument"),
+        (lambda p, x, y: p["w"][:0].sum() + p["s"], "empty"),
+        (lambda p, x, y: p["w"].reshape(5, 3, 1, 3, 1).sum(), "axes"),
+        (lambda p, x, y: F.cross_entropy(logits(p, x), y, weight=p["b"].detach()), "class weights"),
+        (lambda p, x, y: p["s"] * x.long().sum(), "rounding"),
+    ],
+)
+def test_what_is_not_covered_says_why(loss, reason):
+    with pytest.raises(client_step.NotCoveredError, match=reason):
+        step(loss, *problem())
