@@ -25,7 +25,7 @@ _Block = npt.NDArray[np.float32]
 
 
 class _Lent(np.ndarray[Any, np.dtype[np.float32]]):
-    """A block, and what tensors are made from: a view of this type holds on to the block, not to its owner."""
+    """A block, and what tensors are made from: such a view holds on to the block, not to its owner."""
 
 
 class ClientMemory:

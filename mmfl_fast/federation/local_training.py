@@ -191,7 +191,7 @@ def _train_stack(
             total[:k] += loss.detach()
         if phase.after is not None:
             params = phase.after(params)
-    finite = torch.stack([t.flatten(1).sum(dim=1) for t in params.values()]).isfinite().all(dim=0)
+    finite = torch.stack([t.reshape(len(t), -1).sum(dim=1) for t in params.values()]).isfinite().all(dim=0)
     results: dict[int, LocalResult] = {}
     for position, i in enumerate(order):
         pairs = zip(phases, passes[i], strict=True)

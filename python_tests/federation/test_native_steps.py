@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - an algorithm takes what the engine gives
 import dataclasses
 import logging
 
