@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+
+_Int64Array = npt.NDArray[np.int64]
 
 built_with_cuda: bool
 

@@ -1,11 +1,14 @@
+#include <pybind11/numpy.h>
+
 #include "bindings/registration.h"
-#include "bindings/tables.h"
 #include "client_step/client_step.h"
 
 namespace py = pybind11;
 
 namespace mmfl {
 namespace {
+
+using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
 
 // A table of rows of T, whose members are 64 bits each.
 template <typename T>

@@ -149,8 +149,9 @@ def _recorded(
 def _key(phase: Phase, params: ClientState, client: Client) -> tuple[Hashable, ...] | None:
     """What a recorded step depends on besides its number of rows; None where there is no native form."""
     plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in params.values())
-    known = type(phase.optimiser) is Sgd and phase.largest_norm is None
-    if not known or not isinstance(phase.loss, Hashable) or not plain:
+    if not isinstance(phase.optimiser, Sgd) or phase.largest_norm is not None:
+        return None
+    if not isinstance(phase.loss, Hashable) or not plain:
         return None
     has_momentum = phase.optimiser.momentum != 0
     return (phase.loss, phase.trainable, has_momentum, signature(params), client.task_index)

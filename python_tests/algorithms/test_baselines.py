@@ -14,7 +14,8 @@ def one_round(federation, method, **options):
     """The state after a round of the engine, and each client's own result of the same round."""
     kind = mf.algorithms.get(method)
     algorithm = kind(kind.Config(**SMALL, **options))
-    state = mf.run(federation, method, rounds=1, config={**SMALL, **options, "standardise": False}).state
+    engine = {"standardise": False, "native_steps": "off"}
+    state = mf.run(federation, method, rounds=1, config={**SMALL, **options, **engine}).state
     initial = algorithm.setup(federation, torch_generator(0, Purpose.INITIALISATION))
     alone = [
         train_clients([c], [algorithm.broadcast(initial, c)], algorithm.client_phases(), 0, 0)[0].params

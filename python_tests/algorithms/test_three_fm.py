@@ -7,7 +7,7 @@ import mmfl_fast as mf
 from mmfl_fast import data, nn
 from mmfl_fast.algorithms.three_fm import ThreeFM
 from mmfl_fast.federation import Context, Uploads
-from mmfl_fast.federation.batching import gather, shuffled_batches
+from mmfl_fast.federation.batching import gather, shuffled_rows
 from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.streams import Purpose, stream, torch_generator
@@ -159,7 +159,7 @@ def test_the_server_steps_on_the_clients_gradients(digits, reduction):
     total = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in start.items()}
     for client in clients:
         draw = stream(0, Purpose.BATCHES, 0, client.index)
-        batches = [rows for _ in range(2) for rows in shuffled_batches(client, 15, draw)]
+        batches = [rows for _ in range(2) for rows in shuffled_rows(client, draw).split(15)]
         for rows in batches:
             theta = {n: t.double() for n, t in start.items()}
             gradient = torch.func.grad(

@@ -8,16 +8,19 @@ import torch.nn.functional as F
 
 import mmfl_fast as mf
 from mmfl_fast import data, nn
+from mmfl_fast.algorithms.backbone import BackboneAlgorithm
 from mmfl_fast.federation import Algorithm, AlgorithmConfig, ParameterTable, Phase, Sgd, State
+from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.streams import Purpose, torch_generator
 
 SMALL = {"width": 12, "operator_rows": 8, "layers": 2, "batch_size": 8, "local_epochs": 2}
-# Every algorithm, with the settings that change what a client computes. Nobody may leave the native path.
+# M3Fed and its baselines, with the settings that change what a client computes: nobody may leave the native
+# path. The methods on other models do not enter it: convolutions, GRUs, clipped gradients, Adam.
 COVERED = [
-    *((name, {}) for name in mf.algorithms.names()),
+    *((n, {}) for n in mf.algorithms.names() if issubclass(mf.algorithms.get(n), BackboneAlgorithm)),
     ("m3fed", {"retraction": "qr"}),
     ("m3fed", {"projection": False}),
     ("m3fed", {"meta_gradient": "first-order"}),
@@ -91,6 +94,18 @@ def test_every_algorithm_trains_natively_to_the_same_parameters(mixed_federation
         assert distance(a.params, start) > 1e-4
         assert distance(a.params, b.params) <= 1e-6
         torch.testing.assert_close(a.loss, b.loss, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["mfcpl", "3fm", "fedmvp"])
+def test_what_has_no_native_form_trains_as_without(toy_federation, small, method):
+    states = [
+        state_tensors(
+            mf.run(toy_federation, method, rounds=1, config=small(method, native_steps=choice)).state
+        )
+        for choice in ("auto", "off")
+    ]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor.nan_to_num(), states[1][name].nan_to_num()), name
 
 
 @pytest.mark.parametrize("method", ["m3fed", "mcarn", "fedavg"])
