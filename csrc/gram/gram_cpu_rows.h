@@ -106,13 +106,15 @@ class BlockRows {
 
   // Finds the rows' columns; afterwards all of them are finite.
   void locate(const Block& block) {
-    if (in_place_ && block.in_segment && block.count == kBlock<T> && block.first == end_) {
+    const bool goes_on = block.first == end_ && block.segment == segment_;
+    if (in_place_ && goes_on && block.in_segment && block.count == kBlock<T>) {
       for (std::int64_t r = 0; r < round_up(count_, kSummed); ++r) at_[r] += kBlock<T>;
       pivot_ += kBlock<T>;
     } else {
       read(block);
     }
     end_ = block.first + block.count;
+    segment_ = block.segment;
     add_up(block.vectors);
     if (is_finite(sum_, block.vectors)) return;
     for (std::int64_t r = 0; r < count_; ++r)
@@ -189,6 +191,7 @@ class BlockRows {
   std::int64_t finite_ = 0;
   bool in_place_ = false;  // all rows that are not left out
   std::int64_t end_ = 0;   // column behind the block
+  std::int64_t segment_ = 0;
 };
 
 }  // namespace MMFL_SIMD

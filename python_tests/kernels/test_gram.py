@@ -94,6 +94,18 @@ def test_many_small_segments_equal_one_tensor(rows: int) -> None:
     assert torch.equal(whole[1], cut[1])
 
 
+@pytest.mark.parametrize("width", [256, 2048])
+@pytest.mark.parametrize("rows", [5, 40, 260])
+def test_segments_that_end_where_a_block_does(rows: int, width: int) -> None:
+    x = torch.randn(rows, 3 * width)
+    expected, mean = gram([x], 1, True, [], True, True)
+    # Each in memory of its own, so that nothing right lies behind the end of one.
+    parts = [part.clone() for row in x for part in row.split(width)]
+    found, found_mean = gram(parts, 3, False, [], True, True)
+    assert torch.equal(found, expected)
+    assert torch.equal(found_mean, mean)
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("stacked", [True, False])
 def test_given_origin(stacked: bool, backend: str) -> None:
