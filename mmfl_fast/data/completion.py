@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from mmfl_fast.data.arguments import require_choice
@@ -90,6 +89,8 @@ def _regress(
     client: Client, inputs: dict[str, Tensor], present: Tensor, noise: float, rng: np.random.Generator
 ) -> None:
     """Fill in a client's rows, in place."""
+    from sklearn.linear_model import Ridge
+
     rows = client.train_rows
     held = present[rows]
     known = rows[held.all(dim=1)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from mmfl_fast.data.arguments import require_probability, suggestion
 from mmfl_fast.data.federation import Federation
@@ -90,6 +89,8 @@ def _of_names(
 
 
 def _spread_out(means: NDArray[np.float64], spread: float, seed: int, task_name: str) -> NDArray[np.float64]:
+    from scipy.special import betaincinv
+
     quantile = stream(seed, "missing-rates", task_name).random(len(means))[:, None]
     concentration = 1 / spread**2 - 1
     inside = (means > 0) & (means < 1)
