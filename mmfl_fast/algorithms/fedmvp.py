@@ -13,7 +13,7 @@ generated items through every client's model and weights the models by how centr
 
     CKA_ij of linear CKA,  s_i = sum_j CKA_ij,  theta = sum_i s_i theta_i / sum_k s_k
 
-Departures, by papers.md 3.8 and 3.9: the released aggregation cannot run, so Eq. 3.5 is followed; RAM is the
+Departures, by papers.md 3.8 and 3.9: the released aggregation cannot run and is done as described; RAM is the
 mean distance per row (``ram_distance: batch`` is the code's) and does not move the teachers; MCM normalises
 z_J only on request. No generator is at hand when a federation is loaded, so the server's items stand in for
 its output: class-balanced complete training rows, drawn once. Everything works for any number of modalities.
