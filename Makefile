@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench m3fed-tables mfcpl-tables 3fm-tables fedmvp-tables gpu-check dist clean
+.PHONY: demo test lint bench m3fed-tables mfcpl-weights mfcpl-tables 3fm-tables fedmvp-tables gpu-check dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -28,12 +28,42 @@ m3fed-tables: $(VENV)/.installed
 	  m3fed,clustering=none m3fed,mixing=none m3fed,projection=false \
 	  --preset m3fed-five-cpu --alpha 1,0.4 --seeds $(SEEDS) --out $(TABLES) --resume
 
+# MFCPL, its baselines and its ablation on three data sets; HAPT with fewer rounds than the preset's 200.
+# mfcpl-weights is what the weights of the presets were chosen by: validation rows, of whole people on HAPT.
 MFCPL_TABLES := runs/mfcpl-tables
+MFCPL_HAPT := --preset mfcpl --set rounds=60 --set evaluate_every=20
+MFCPL_DIGITS := --preset mfcpl-digits-cpu
+MFCPL_WIKIPEDIA := --preset mfcpl-wikipedia-cpu
+MFCPL_METHODS := fusion-fedavg fusion-fedavg,absent=zero-fill fedprox moon fedproto fedopt fediot fusion-fedmsplit \
+  creamfl mfcpl
+MFCPL_ABLATION := mfcpl mfcpl,cmpr=0 mfcpl,cmpc=0 mfcpl,cma=0 mfcpl,cmpr=0,cmpc=0 mfcpl,cmpr=0,cma=0 \
+  mfcpl,cmpc=0,cma=0 mfcpl,cmpr=0,cmpc=0,cma=0
+MFCPL_RATES := --missing 0.2,0.4,0.6,0.8,0.9 --metric macro_f1 --metric uar --metric accuracy
+MFCPL_GRID := --over cmpr=0.01,0.1,1 --over cmpc=0.01,0.1,1 --over cma=0.01,0.1,1 --metric macro_f1
+PEOPLE := --set validation.level=client --set data.clients_per_subject=1 --set data.alpha=null \
+  --set dirichlet.clients=5 --set dirichlet.alpha=0.1 --set dirichlet.within_clients=true
+
+mfcpl-weights: $(VENV)/.installed
+	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_DIGITS) --set validation.share=0.2 $(MFCPL_GRID) --seeds 2 \
+	  --out $(MFCPL_TABLES)/weights-digits --resume
+	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_WIKIPEDIA) --set validation.share=0.2 $(MFCPL_GRID) --seeds 5 \
+	  --out $(MFCPL_TABLES)/weights-wikipedia --resume
+	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_HAPT) $(PEOPLE) $(MFCPL_GRID) --seeds 1 \
+	  --out $(MFCPL_TABLES)/weights-hapt --resume
 
 mfcpl-tables: $(VENV)/.installed
-	$(BIN)/mmfl-fast compare fusion-fedavg fedprox moon fedproto fedopt fediot fusion-fedmsplit creamfl mfcpl \
-	  mfcpl,cmpr=0 mfcpl,cmpc=0 mfcpl,cma=0 --preset mfcpl --missing 0.2,0.4,0.6,0.8,0.9 \
-	  --seeds $(SEEDS) --metric macro_f1 --metric uar --out $(MFCPL_TABLES) --resume
+	$(BIN)/mmfl-fast compare $(MFCPL_METHODS) $(MFCPL_HAPT) $(MFCPL_RATES) --seeds $(SEEDS) \
+	  --out $(MFCPL_TABLES)/hapt --resume
+	$(BIN)/mmfl-fast compare $(MFCPL_METHODS) $(MFCPL_DIGITS) $(MFCPL_RATES) --seeds $(SEEDS) \
+	  --out $(MFCPL_TABLES)/digits --resume
+	$(BIN)/mmfl-fast compare $(MFCPL_METHODS) $(MFCPL_WIKIPEDIA) $(MFCPL_RATES) --seeds $(SEEDS) \
+	  --out $(MFCPL_TABLES)/wikipedia --resume
+	$(BIN)/mmfl-fast compare $(MFCPL_ABLATION) $(MFCPL_HAPT) --seeds $(SEEDS) \
+	  --out $(MFCPL_TABLES)/ablation-hapt --resume
+	$(BIN)/mmfl-fast compare $(MFCPL_ABLATION) $(MFCPL_DIGITS) --seeds $(SEEDS) \
+	  --out $(MFCPL_TABLES)/ablation-digits --resume
+	$(BIN)/mmfl-fast compare $(MFCPL_ABLATION) $(MFCPL_WIKIPEDIA) --seeds $(SEEDS) \
+	  --out $(MFCPL_TABLES)/ablation-wikipedia --resume
 
 # FedMVP and its baselines; alpha 1e6 is IID. A quarter of the paper's width and fewer rounds: see the preset.
 FEDMVP_TABLES := runs/fedmvp-tables

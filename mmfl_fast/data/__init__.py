@@ -12,6 +12,7 @@ from mmfl_fast.data.partition import dirichlet
 from mmfl_fast.data.presence import presence
 from mmfl_fast.data.registry import available, check, describe, fetch, load
 from mmfl_fast.data.shards import shards
+from mmfl_fast.data.validation import validation_part
 
 __all__ = [
     "Client",
@@ -31,5 +32,6 @@ __all__ = [
     "merge",
     "presence",
     "shards",
+    "validation_part",
     "with_missing",
 ]

@@ -132,16 +132,7 @@ def _capped_task(task: Task, limit: int, seed: int) -> Task:
     num_train = np.maximum(num_train, np.minimum(train_sizes, MIN_TRAIN_ROWS))
     allowed = np.where(is_train, num_train[owner], (np.minimum(sizes, limit) - num_train)[owner])
     rank = random_rank(2 * owner + is_train, stream(seed, "cap", task.name))
-    rows = torch.from_numpy(np.flatnonzero(rank < allowed))
-    return replace(
-        task,
-        inputs={modality: x[rows] for modality, x in task.inputs.items()},
-        present=task.present[rows],
-        labels=task.labels[rows],
-        owner=task.owner[rows],
-        is_train=task.is_train[rows],
-        raw=None if task.raw is None else task.raw.take(rows.tolist()),
-    )
+    return task.take(torch.from_numpy(np.flatnonzero(rank < allowed)))
 
 
 def _task(

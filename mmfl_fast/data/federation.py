@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, compress
 from typing import TYPE_CHECKING, overload
@@ -62,6 +62,19 @@ class Task:
     def num_samples(self) -> int:
         """Number of rows N, train and test together."""
         return int(self.labels.shape[0])
+
+    def take(self, rows: Tensor) -> Task:
+        """The same task with some of its rows, int64 row numbers in the order wanted."""
+        return replace(
+            self,
+            inputs={modality: x[rows] for modality, x in self.inputs.items()},
+            present=self.present[rows],
+            labels=self.labels[rows],
+            owner=self.owner[rows],
+            is_train=self.is_train[rows],
+            raw=None if self.raw is None else self.raw.take(rows.tolist()),
+            mapped=False,
+        )
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name} {list(x.shape[1:])}" for name, x in self.inputs.items())

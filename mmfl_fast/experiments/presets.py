@@ -19,7 +19,7 @@ from mmfl_fast.data.pairs.model_folder import MissingLibraryError
 from mmfl_fast.federation import EngineConfig
 from mmfl_fast.federation.config import option_names, refuse_unknown, validated
 
-_DATA_SECTIONS = ("data", "dirichlet", "shards", "missing", "completion")
+_DATA_SECTIONS = ("data", "validation", "dirichlet", "shards", "missing", "completion")
 
 
 class Experiment(BaseModel):
@@ -34,6 +34,11 @@ class Experiment(BaseModel):
     data: dict[str, Any] = Field(
         description="`name` of a data set and its options, or `npz` with the path of a file or "
         "of its unpacked folder"
+    )
+    validation: dict[str, Any] | None = Field(
+        None,
+        description="options of mf.data.validation_part, by which training rows test in place of the test rows: "
+        "for choosing options; it comes before `dirichlet` and `shards`",
     )
     dirichlet: dict[str, Any] | None = Field(None, description="options of mf.data.dirichlet")
     shards: dict[str, Any] | None = Field(None, description="options of mf.data.shards")
@@ -147,6 +152,9 @@ class Experiment(BaseModel):
 
     def _partitioned(self, seed: int) -> Federation:
         federation = self._loaded(seed)
+        if self.validation is not None:
+            options = {"seed": seed, **self.validation}
+            federation = _applied(data.validation_part, federation, options, "validation")
         if self.dirichlet is not None and self.shards is not None:
             raise ValueError("dirichlet and shards both deal all rows to new clients; give one of them")
         if self.dirichlet is not None:

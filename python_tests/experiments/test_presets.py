@@ -187,6 +187,17 @@ def test_label_sorted_shards_by_yaml():
         load_experiment("demo", ["shards.clients=3", "dirichlet.clients=3"]).federation(0)
 
 
+def test_a_validation_part_comes_before_the_partition():
+    whole = load_experiment("demo", ["dirichlet.clients=3"]).federation(0)
+    changes = ["validation.share=0.25", "dirichlet.clients=3"]
+    experiment = load_experiment("demo", changes)
+    assert experiment.described()["validation"] == {"share": 0.25}
+    for before, after in zip(whole.tasks, experiment.federation(0).tasks, strict=True):
+        assert after.num_samples == int(before.is_train.sum())
+        assert len(after.client_names) == 3
+        assert 0.7 < float(after.is_train.double().mean()) < 0.8
+
+
 @pytest.mark.parametrize(("backend", "present"), [("none", False), ("feature", True), ("oracle", True)])
 def test_an_experiment_completes_what_is_missing(tmp_path, backend, present):
     rows = 40
