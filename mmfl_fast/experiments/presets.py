@@ -37,8 +37,8 @@ class Experiment(BaseModel):
     )
     validation: dict[str, Any] | None = Field(
         None,
-        description="options of mf.data.validation_part, by which training rows test in place of the test rows: "
-        "for choosing options; it comes before `dirichlet` and `shards`",
+        description="options of mf.data.validation_part, by which training rows test in place of the test "
+        "rows: for choosing options; it comes before `dirichlet` and `shards`",
     )
     dirichlet: dict[str, Any] | None = Field(None, description="options of mf.data.dirichlet")
     shards: dict[str, Any] | None = Field(None, description="options of mf.data.shards")
