@@ -8,7 +8,6 @@ Every task has a model of its own, and the server averages it by data.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,16 +15,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmfl_fast import nn
-from mmfl_fast.algorithms.fedavg import group_means
-from mmfl_fast.algorithms.task_models import TaskModels, task_models
-from mmfl_fast.data import Client, Federation, Task
+from mmfl_fast.algorithms.task_models import TaskAverage
+from mmfl_fast.data import Federation, Task
 from mmfl_fast.data.arguments import suggestion
 from mmfl_fast.federation import (
-    Algorithm,
     AlgorithmConfig,
     ClientState,
     Inputs,
-    Uploads,
 )
 
 
@@ -53,12 +49,12 @@ class BranchConfig(AlgorithmConfig):
         return given.split("+") if isinstance(given, str) else given
 
 
-class BranchAlgorithm(Algorithm):
+class BranchAlgorithm(TaskAverage):
     """Network and averaging; subclasses decide what a meta-step is."""
 
     Config: ClassVar[type[AlgorithmConfig]] = BranchConfig
 
-    def setup(self, federation: Federation, generator: torch.Generator) -> TaskModels:
+    def initial_models(self, federation: Federation, generator: torch.Generator) -> list[ClientState]:
         """One start per task.
 
         Raises:
@@ -70,8 +66,7 @@ class BranchAlgorithm(Algorithm):
                 raise ValueError(
                     f"support names the unknown modality {modality!r}{suggestion(modality, known)}"
                 )
-        starts = [self.initial_model(task, generator) for task in federation.tasks]
-        return task_models(federation, starts)
+        return [self.initial_model(task, generator) for task in federation.tasks]
 
     def initial_model(self, task: Task, generator: torch.Generator) -> ClientState:
         """Branches and head of a task."""
@@ -82,11 +77,6 @@ class BranchAlgorithm(Algorithm):
         features = sum(feature_sizes(task).values())
         head = nn.init_two_layer("head", features, self.config.head_width, task.num_classes, generator)
         return {**params, **head}
-
-    def broadcast(self, state: Any, client: Client) -> ClientState:
-        """Send the model of the client's task."""
-        model: ClientState = state.models[client.task_index]
-        return model
 
     def features(self, params: ClientState, inputs: Inputs, skipped: Set[str]) -> dict[str, Tensor]:
         """``branch_m(x_m)``, modality -> ``[B, F_m]``; those of absent modalities mean nothing.
@@ -113,10 +103,6 @@ class BranchAlgorithm(Algorithm):
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """Logits ``[B, C]``."""
         return self.logits(params, inputs, absent(inputs))
-
-    def aggregate(self, state: Any, uploads: Uploads, weights: Tensor) -> Any:
-        """Average the models of each task that took part; the others keep theirs."""
-        return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))
 
 
 def absent(inputs: Inputs) -> set[str]:

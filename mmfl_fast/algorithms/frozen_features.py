@@ -5,24 +5,20 @@ Features come as token sequences ``[T, D]`` or as vectors; other shapes are flat
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmfl_fast.algorithms.fedavg import group_means
-from mmfl_fast.algorithms.task_models import task_models
-from mmfl_fast.data import Client, Federation
+from mmfl_fast.algorithms.task_models import TaskAverage
+from mmfl_fast.data import Client
 from mmfl_fast.federation import (
     Adam,
-    Algorithm,
     AlgorithmConfig,
     Batch,
     ClientState,
     Phase,
-    Uploads,
 )
 
 
@@ -39,23 +35,14 @@ class FrozenFeaturesConfig(AlgorithmConfig):
     weight_decay: float = Field(0.01, ge=0, description="decoupled, of AdamW")
 
 
-class FrozenFeatures(Algorithm):
+class FrozenFeatures(TaskAverage):
     """FedAvg inside each task; subclasses bring the model and the loss."""
 
     Config = FrozenFeaturesConfig
 
-    def initial_models(self, federation: Federation, generator: torch.Generator) -> list[ClientState]:
-        """One start per task."""
-        raise NotImplementedError(f"{type(self).__name__} must define initial_models()")
-
-    def setup(self, federation: Federation, generator: torch.Generator) -> Any:
-        """One model per task."""
-        return task_models(federation, self.initial_models(federation, generator))
-
     def broadcast(self, state: Any, client: Client) -> ClientState:
         """Send the model of the client's task, beside what is the client's own."""
-        model: ClientState = state.models[client.task_index]
-        return {**model, **state.personal.get(client.index)}
+        return {**super().broadcast(state, client), **state.personal.get(client.index)}
 
     def client_phases(self) -> list[Phase]:
         """Local epochs of AdamW; as in the code, the cosine's period is their number, counted in steps."""
@@ -67,10 +54,6 @@ class FrozenFeatures(Algorithm):
     def trained(self) -> tuple[str, ...]:
         """Parts that local training moves."""
         return ("*",)
-
-    def aggregate(self, state: Any, uploads: Uploads, weights: Tensor) -> Any:
-        """``theta = sum_i n_i theta_i / n`` of each task that took part; the others keep their model."""
-        return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))
 
     def counted_labels(self, batch: Batch) -> Tensor:
         """Labels ``[B]``, -100 for rows that ``incomplete: drop`` leaves out.

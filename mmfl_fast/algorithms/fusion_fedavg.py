@@ -8,31 +8,9 @@ its owners alone is another method, Mm-FedAvg (papers.md 6.7).
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from mmfl_fast.algorithms.fedavg import group_means
 from mmfl_fast.algorithms.fusion_backbone import FusionAlgorithm
-from mmfl_fast.algorithms.task_models import TaskModels, task_models
-from mmfl_fast.data import Client, Federation
-from mmfl_fast.federation import ClientState, Uploads
+from mmfl_fast.algorithms.task_models import TaskAverage
 
 
-class FusionFedAvg(FusionAlgorithm):
+class FusionFedAvg(FusionAlgorithm, TaskAverage):
     """``theta = sum_i n_i theta_i / n`` over the clients of a task; tasks do not meet."""
-
-    def setup(self, federation: Federation, generator: torch.Generator) -> TaskModels:
-        """One model per task."""
-        return task_models(federation, self.initial_models(federation, generator))
-
-    def broadcast(self, state: Any, client: Client) -> ClientState:
-        """Send the model of the client's task."""
-        model: ClientState = state.models[client.task_index]
-        return model
-
-    def aggregate(self, state: Any, uploads: Uploads, weights: Tensor) -> Any:
-        """Average each task that took part; the others keep their model."""
-        return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))

@@ -70,7 +70,7 @@ class MOON(FusionFedAvg):
 
     def setup(self, federation: Federation, generator: torch.Generator) -> TaskModels:
         """FedAvg's start; room for a previous model that nobody has yet."""
-        start = super().setup(federation, generator)
+        start: TaskModels = super().setup(federation, generator)
         none = [no_previous_model(start.models[i], _REPRESENTED) for i in range(len(federation.tasks))]
         return replace(
             start, personal=ParameterTable({c.index: none[c.task_index] for c in federation.clients})

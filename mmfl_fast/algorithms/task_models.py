@@ -1,15 +1,17 @@
-"""One model per task: what the server keeps in the methods whose clients share all of it."""
+"""One model per task, averaged by data: what the methods have in common whose clients share all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmfl_fast.data import Federation
-from mmfl_fast.federation import ClientState, ParameterTable, State
+from mmfl_fast.algorithms.fedavg import group_means
+from mmfl_fast.data import Client, Federation
+from mmfl_fast.federation import Algorithm, ClientState, ParameterTable, State, Uploads
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,28 @@ class TaskModels(State):
     task: Tensor
 
 
-def task_models(federation: Federation, starts: Iterable[ClientState]) -> TaskModels:
-    """The state before the first round: one start per task, and nothing that is a client's own."""
-    return TaskModels(
-        shared={},
-        personal=ParameterTable({}),
-        models=ParameterTable(dict(enumerate(starts))),
-        task=torch.tensor([c.task_index for c in federation.clients]),
-    )
+class TaskAverage(Algorithm):
+    """FedAvg inside each task, ``theta = sum_i n_i theta_i / n``; tasks do not meet."""
+
+    def initial_models(self, federation: Federation, generator: torch.Generator) -> Iterable[ClientState]:
+        """One start per task."""
+        raise NotImplementedError(f"{type(self).__name__} must define initial_models()")
+
+    def setup(self, federation: Federation, generator: torch.Generator) -> Any:
+        """The starts, and nothing that is a client's own."""
+        starts = self.initial_models(federation, generator)
+        return TaskModels(
+            shared={},
+            personal=ParameterTable({}),
+            models=ParameterTable(dict(enumerate(starts))),
+            task=torch.tensor([c.task_index for c in federation.clients]),
+        )
+
+    def broadcast(self, state: Any, client: Client) -> ClientState:
+        """Send the model of the client's task."""
+        model: ClientState = state.models[client.task_index]
+        return model
+
+    def aggregate(self, state: Any, uploads: Uploads, weights: Tensor) -> Any:
+        """Average the models of each task that took part; the others keep theirs."""
+        return replace(state, models=state.models.replace(group_means(state.task, uploads, weights)))
