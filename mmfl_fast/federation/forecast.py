@@ -249,7 +249,7 @@ def forecast(
     clients, device = federation.clients, resolve_device(engine.device)
     if not len(clients.trainable):
         raise ValueError(f"federation {federation.name!r}: no client has a training row")
-    sizes = [(task.mapped, sum(t.nbytes for t in task.inputs.values())) for task in federation.tasks]
+    sizes = [(task.mapped, _bytes(task.inputs) + _bytes(task.server_items)) for task in federation.tasks]
     return Forecast(
         clients=len(clients),
         trainable=len(clients.trainable),

@@ -105,7 +105,7 @@ def unencoded(
         subject=subject,
         medium=medium,
     )
-    return replace(fed, tasks=(replace(task, raw=raw_pairs(pairs, **encoders)),))
+    return replace(fed, tasks=(replace(task, raw=raw_pairs(pairs, classes, **encoders)),))
 
 
 def with_features(fed: Federation) -> Federation:

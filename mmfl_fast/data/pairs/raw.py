@@ -29,11 +29,13 @@ class RawPairs:
 
     Attributes:
         pairs: with the sides that the rows have.
+        classes: name of every class, in the order of the labels.
         image_encoder: of the images.
         text_encoder: of the texts.
     """
 
     pairs: ImageTextPairs
+    classes: tuple[str, ...]
     image_encoder: Encoder[Picture]
     text_encoder: Encoder[str]
 
@@ -60,12 +62,19 @@ class RawPairs:
 
 
 def raw_pairs(
-    pairs: ImageTextPairs, *, image_encoder: str, text_encoder: str, features: str, text_length: int
+    pairs: ImageTextPairs,
+    classes: Sequence[str],
+    *,
+    image_encoder: str,
+    text_encoder: str,
+    features: str,
+    text_length: int,
 ) -> RawPairs:
     """Join pairs and the encoders of these options.
 
     Args:
         pairs: the raw pairs.
+        classes: name of every class.
         image_encoder: ``"pixels"``, or the model of a :class:`FrozenImageEncoder`.
         text_encoder: ``"words"``, or the model of a :class:`FrozenTextEncoder`.
         features: ``"pooled"`` or ``"tokens"``, what a model gives of an item; pixels and words have one form.
@@ -81,7 +90,7 @@ def raw_pairs(
             raise TypeError(f"{option} must name a model by its folder or hub name, got {model!r}")
     image = PixelEncoder() if image_encoder == "pixels" else FrozenImageEncoder(image_encoder, tokens)
     text = WordEncoder() if text_encoder == "words" else FrozenTextEncoder(text_encoder, tokens, length)
-    return RawPairs(pairs, image, text)
+    return RawPairs(pairs, tuple(classes), image, text)
 
 
 def _features(side: str, encoder: Encoder[Item], items: Sequence[Item | None]) -> Rows:
