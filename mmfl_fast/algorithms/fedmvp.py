@@ -58,8 +58,8 @@ class FedMVPConfig(JointConfig):
     )
     items_from: Literal["auto", "prompts", "moments", "rows"] = Field(
         "auto",
-        description="the server's set: generated from prompts before training; drawn around each class's mean; "
-        "complete training rows; auto: generated where that was done, else rows",
+        description="the server's set: generated from prompts before training, drawn around the means of the "
+        "classes, or complete training rows; auto: generated where that was done, else rows",
     )
     items: int = Field(256, ge=1, description="size of the server's set at most, spread over the classes")
 
