@@ -86,9 +86,9 @@ class PairGenerator:
                 for r in painted
             ]
             painter = self._painter(f"{len(painted)} pairs lack their image")
-            made = self._painted(painter, prompts, [f"{seed}\0{prompt}" for prompt in prompts])
-            for row, picture in zip(painted, made, strict=True):
-                pictures[row] = picture
+            draws = [f"{seed}\0{prompt}" for prompt in prompts]
+            for row, made in zip(painted, self._painted(painter, prompts, draws), strict=True):
+                pictures[row] = made
         if described:
             captioner = self._captioner(f"{len(described)} pairs lack their text")
             seen = [picture for r in described if (picture := pairs.pictures[r]) is not None]
@@ -122,8 +122,8 @@ class PairGenerator:
         for number, name in enumerate(classes):
             if not name.strip():
                 raise ValueError(f"classes[{number}] has no name, of which a prompt is made; got {name!r}")
-        wanted = f"{count} pairs are to be made from the names of {len(classes)} classes"
-        # Both, before the first has worked for hours.
+        wanted = f"{count} server_items are to be made from the names of {len(classes)} classes"
+        # Both, before the first begins.
         painter, captioner = self._painter(wanted), self._captioner(wanted)
         categories = [classes[i % len(classes)] for i in range(count)]
         prompts = [class_prompt(category, subject, medium) for category in categories]

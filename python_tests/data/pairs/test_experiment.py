@@ -79,7 +79,7 @@ def test_wrong_models_are_told(experiment, models, monkeypatch):
         experiment("completion.text_to_image=null").federation(0)
     none = ("completion.backend=none", "completion.text_to_image=null")
     with pytest.raises(
-        ValueError, match=r"10 pairs are to be made .* 9 classes; text_to_image must name a pip"
+        ValueError, match=r"10 server_items are to be made .* 9 classes; text_to_image must name a pip"
     ):
         experiment(*none).federation(0)
     with pytest.raises(ValueError, match="unknown key of completion 'captoner'; did you mean 'captioner'"):

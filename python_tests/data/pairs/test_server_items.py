@@ -131,7 +131,7 @@ def test_a_kill_loses_one_batch(fed, generator, said, own_cache, monkeypatch, mo
 
 def test_what_it_refuses(fed, generator, said, toy_federation):
     for option in ("text_to_image", "captioner"):
-        told = rf"8 pairs are to be made from the names of 3 classes; {option} must name a"
+        told = rf"8 server_items are to be made from the names of 3 classes; {option} must name a"
         with pytest.raises(ValueError, match=told):
             data.with_server_items(fed, replace(generator, **{option: None}), count=8)
     with pytest.raises(ValueError, match="task 'toy' has no raw image-text pairs"):
