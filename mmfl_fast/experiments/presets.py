@@ -128,6 +128,7 @@ class Experiment(BaseModel):
                     guidance: float | None = None,
                     answer_tokens: int = 24,
                     batch_size: int = 8,
+                    dtype: str = "float32",
                     server_items: int = 0,
                 ) -> Federation:
                     truth = whole if backend == "oracle" else None
@@ -135,7 +136,7 @@ class Experiment(BaseModel):
                     models = None
                     if backend == "generator" or items:
                         models = data.PairGenerator(
-                            text_to_image, captioner, steps, guidance, answer_tokens, batch_size
+                            text_to_image, captioner, steps, guidance, answer_tokens, batch_size, dtype
                         )
                     fed = data.complete(
                         fed, backend, original=truth, generator=models, noise=noise, seed=seed

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmfl_fast.data.arguments import require_integer, require_non_negative
+from mmfl_fast.data.arguments import require_choice, require_integer, require_non_negative
 from mmfl_fast.data.cache import cache_folder
 from mmfl_fast.data.pairs.captioner import Captioner
 from mmfl_fast.data.pairs.generated import Make, generated
 from mmfl_fast.data.pairs.image_text import ImageTextPairs
 from mmfl_fast.data.pairs.painter import Painter
 from mmfl_fast.data.pairs.picture import Picture
+from mmfl_fast.data.pairs.pretrained import DTYPES
 from mmfl_fast.data.pairs.prompts import (
     attribute_question,
     category_question,
@@ -37,6 +38,7 @@ class PairGenerator:
         guidance: weight of the prompt in denoising; None: the pipeline's own.
         answer_tokens: length of each of the captioner's two answers at most.
         batch_size: items at a time.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which both models compute.
     """
 
     text_to_image: str | None = None
@@ -45,6 +47,7 @@ class PairGenerator:
     guidance: float | None = None
     answer_tokens: int = 24
     batch_size: int = 8
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -62,6 +65,7 @@ class PairGenerator:
             require_non_negative("guidance", self.guidance)
         require_integer("answer_tokens", self.answer_tokens, minimum=1)
         require_integer("batch_size", self.batch_size, minimum=1)
+        require_choice("dtype", self.dtype, DTYPES)
 
     def completed(self, pairs: ImageTextPairs, rows: Sequence[int], seed: int = 0) -> ImageTextPairs:
         """Return the pairs with both sides in ``rows``, as far as these have one.
@@ -135,12 +139,12 @@ class PairGenerator:
     def _painter(self, wanted: str) -> Painter:
         if self.text_to_image is None:
             raise ValueError(f"{wanted}; text_to_image must name a pipeline")
-        return Painter(self.text_to_image, self.steps, self.guidance)
+        return Painter(self.text_to_image, self.steps, self.guidance, self.dtype)
 
     def _captioner(self, wanted: str) -> Captioner:
         if self.captioner is None:
             raise ValueError(f"{wanted}; captioner must name a model")
-        return Captioner(self.captioner, self.answer_tokens)
+        return Captioner(self.captioner, self.answer_tokens, self.dtype)
 
     def _painted(self, painter: Painter, prompts: Sequence[str], draws: Sequence[str]) -> list[Picture]:
         """One picture per prompt; equal ones for equal draws, which name prompt and noise."""

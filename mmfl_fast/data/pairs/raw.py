@@ -14,12 +14,14 @@ from mmfl_fast.data.pairs.frozen import FrozenImageEncoder, FrozenTextEncoder
 from mmfl_fast.data.pairs.image_text import SIDES, ImageTextPairs
 from mmfl_fast.data.pairs.picture import Picture
 from mmfl_fast.data.pairs.plain import PixelEncoder, WordEncoder
+from mmfl_fast.data.pairs.pretrained import DTYPES
 
 ENCODER_OPTIONS = {
     "image_encoder": "pixels",
     "text_encoder": "words",
     "features": "pooled",
     "text_length": 64,
+    "dtype": "float32",
 }
 
 
@@ -69,6 +71,7 @@ def raw_pairs(
     text_encoder: str,
     features: str,
     text_length: int,
+    dtype: str,
 ) -> RawPairs:
     """Join pairs and the encoders of these options.
 
@@ -79,17 +82,21 @@ def raw_pairs(
         text_encoder: ``"words"``, or the model of a :class:`FrozenTextEncoder`.
         features: ``"pooled"`` or ``"tokens"``, what a model gives of an item; pixels and words have one form.
         text_length: tokens of a text.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which a model computes.
 
     Raises:
         TypeError, ValueError: an option is not as described.
     """
     tokens = require_choice("features", features, ["pooled", "tokens"]) == "tokens"
     length = require_integer("text_length", text_length, minimum=1)
+    dtype = require_choice("dtype", dtype, DTYPES)
     for option, model in (("image_encoder", image_encoder), ("text_encoder", text_encoder)):
         if not isinstance(model, str) or not model:
             raise TypeError(f"{option} must name a model by its folder or hub name, got {model!r}")
-    image = PixelEncoder() if image_encoder == "pixels" else FrozenImageEncoder(image_encoder, tokens)
-    text = WordEncoder() if text_encoder == "words" else FrozenTextEncoder(text_encoder, tokens, length)
+    image = PixelEncoder() if image_encoder == "pixels" else FrozenImageEncoder(image_encoder, tokens, dtype)
+    text = (
+        WordEncoder() if text_encoder == "words" else FrozenTextEncoder(text_encoder, tokens, length, dtype)
+    )
     return RawPairs(pairs, tuple(classes), image, text)
 
 

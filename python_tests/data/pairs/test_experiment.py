@@ -68,6 +68,8 @@ def test_the_servers_items_do_not_hang_on_the_completion(experiment):
     (task,) = experiment("completion.backend=none", "data.samples_per_client=10").federation(0).tasks
     assert not task.present.all()
     assert all(torch.equal(x, made[m]) for m, x in task.server_items.items())
+    (rough,) = experiment("completion.dtype=bfloat16").federation(0).tasks
+    assert not torch.equal(rough.server_items["image"], made["image"])
 
 
 def test_wrong_models_are_told(experiment, models, monkeypatch):
