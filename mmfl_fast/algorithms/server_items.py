@@ -40,11 +40,12 @@ def class_draws(task: Task, count: int, generator: torch.Generator) -> dict[str,
 
     Both are of the training rows: in a deployment three secure sums for each class and feature, so that the
     server sees no row; but a class of one row is that row. The modalities of an item have nothing but
-    the class in common. A modality that no training row of the class has is zero.
+    the class in common. A modality that no training row of the class has is zero, and so is everything
+    where there are no training rows.
     """
     labels = task.labels.cpu()
     classes = labels[task.is_train].unique()
-    chosen = torch.arange(count) % len(classes)
+    chosen = torch.arange(count) % max(1, len(classes))
     items = {}
     for column, (name, x) in enumerate(task.inputs.items()):
         known = task.is_train & task.present[:, column].cpu()

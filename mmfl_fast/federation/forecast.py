@@ -114,7 +114,7 @@ class Forecast:
         trainable: of them with training rows.
         sampled: that take part in a round.
         tested: in an evaluation.
-        inputs: bytes of the tasks' inputs that are in memory.
+        inputs: bytes of the tasks' inputs that are in memory, and of the server's items.
         mapped: bytes of those that are in files.
         measured: on a few clients.
         rounds: of the run.

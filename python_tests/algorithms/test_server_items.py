@@ -100,6 +100,8 @@ def test_draws_of_a_class_that_never_has_a_modality(pairs):
         atol=0.1,
         rtol=0,
     )
+    nobody = class_draws(replace(task, is_train=torch.zeros_like(task.is_train)), 5, generator())
+    assert not any(x.any() for x in nobody.values())
 
 
 def test_the_source_is_chosen_by_name(pairs, with_items):
