@@ -15,8 +15,10 @@ generated items through every client's model and weights the models by how centr
 
 Departures, by papers.md 3.8 and 3.9: the released aggregation cannot run and is done as described; RAM is the
 mean distance per row (``ram_distance: batch`` is the code's) and does not move the teachers; MCM normalises
-z_J only on request. The server's items are not generated from prompts: class-balanced complete training rows,
-drawn once, stand in for them. Everything works for any number of modalities.
+z_J only on request. The server's items are generated from class-balanced prompts where the federation comes
+from raw image-text pairs and generators were named (:func:`mmfl_fast.data.with_server_items`); elsewhere
+class-balanced complete training rows, drawn once, stand in for them, or on request draws around the means of
+the classes. Everything works for any number of modalities.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from mmfl_fast import nn, ops
 from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
 from mmfl_fast.algorithms.frozen_features import tokens
 from mmfl_fast.algorithms.joint_backbone import JointAlgorithm, JointConfig, common
+from mmfl_fast.algorithms.server_items import server_items
 from mmfl_fast.data import Federation, Task
 from mmfl_fast.federation import Batch, ClientState, Context, Inputs, ParameterTable, State, Uploads
 
@@ -53,7 +56,12 @@ class FedMVPConfig(JointConfig):
     server: Literal["cka", "cka-offdiag", "cka-size", "size"] = Field(
         "cka", description="weights of the clients: CKA, without the client itself, times its data; FedAvg"
     )
-    items: int = Field(256, ge=1, description="rows of the server's set, spread over the classes")
+    items_from: Literal["auto", "prompts", "moments", "rows"] = Field(
+        "auto",
+        description="the server's set: generated from prompts before training, drawn around the means of the "
+        "classes, or complete training rows; auto: generated where that was done, else rows",
+    )
+    items: int = Field(256, ge=1, description="size of the server's set at most, spread over the classes")
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,8 @@ class FedMVP(JointAlgorithm):
     def setup(self, federation: Federation, generator: torch.Generator) -> FedMVPState:
         """One start and one set of items per task."""
         models = self.initial_models(federation, generator)
-        items = [server_items(task, self.config.items, generator) for task in federation.tasks]
+        c = self.config
+        items = [server_items(task, c.items_from, c.items, generator) for task in federation.tasks]
         return FedMVPState(
             shared={},
             personal=ParameterTable({}),
@@ -229,20 +238,3 @@ def centrality(cka: Tensor, sizes: Tensor, rule: str) -> Tensor:
         importance = cka.sum(dim=1) * (sizes if rule == "cka-size" else 1.0)
     weights: Tensor = importance / importance.sum()
     return weights
-
-
-def server_items(task: Task, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Training rows of a task, ``count`` or as many as there are, class by class in turns.
-
-    They are complete, or as complete as any training row of the task is.
-    """
-    held = torch.where(task.is_train, task.present.sum(dim=1).cpu(), -1)
-    rows = (held == held.max()).nonzero().flatten()
-    rows = rows[torch.randperm(len(rows), generator=generator)]
-    labels = task.labels.cpu()[rows]
-    by_class = torch.argsort(labels, stable=True)
-    sizes = labels.bincount()
-    turn = torch.empty_like(labels)
-    turn[by_class] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
-    chosen = rows[torch.argsort(turn, stable=True)[:count]]
-    return {name: x[chosen.to(x.device)] for name, x in task.inputs.items()}

@@ -11,6 +11,7 @@ from mmfl_fast.data.pairs.pair_generator import PairGenerator
 from mmfl_fast.data.partition import dirichlet
 from mmfl_fast.data.presence import presence
 from mmfl_fast.data.registry import available, check, describe, fetch, load
+from mmfl_fast.data.server_items import with_server_items
 from mmfl_fast.data.shards import shards
 from mmfl_fast.data.validation import validation_part
 
@@ -34,4 +35,5 @@ __all__ = [
     "shards",
     "validation_part",
     "with_missing",
+    "with_server_items",
 ]

@@ -38,6 +38,8 @@ class Task:
         client_names: one name per client, unique inside the task.
         raw: of image-text pairs what the features were made from, row by row; an absent side is absent
             there too. None for all other tasks.
+        server_items: modality -> float32 ``[items, ...]``, complete items of all classes that no client holds
+            (:func:`with_server_items`); empty where the server made none.
         mapped: whether ``inputs`` lie in files, of which a batch reads its rows. What makes new inputs, such
             as ``with_missing``, makes them in memory.
     """
@@ -51,6 +53,7 @@ class Task:
     is_train: Tensor
     client_names: tuple[str, ...]
     raw: RawPairs | None = None
+    server_items: dict[str, Tensor] = field(default_factory=dict)
     mapped: bool = False
 
     @property

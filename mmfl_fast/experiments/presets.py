@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mmfl_fast import algorithms, data
 from mmfl_fast.data import Federation
-from mmfl_fast.data.arguments import suggestion
+from mmfl_fast.data.arguments import require_integer, suggestion
 from mmfl_fast.data.pairs.model_folder import MissingLibraryError
 from mmfl_fast.federation import EngineConfig
 from mmfl_fast.federation.config import option_names, refuse_unknown, validated
@@ -46,7 +46,8 @@ class Experiment(BaseModel):
     completion: dict[str, Any] | None = Field(
         None,
         description="options of mf.data.complete, which fills in what `missing` took away, and of its "
-        "generator; `methods` lists the algorithms that train on what is filled in, by default all",
+        "generator; `server_items` makes so many with mf.data.with_server_items; `methods` lists the "
+        "algorithms that train on what is filled in, by default all",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="options of the engine and the algorithms"
@@ -127,16 +128,20 @@ class Experiment(BaseModel):
                     guidance: float | None = None,
                     answer_tokens: int = 24,
                     batch_size: int = 8,
+                    dtype: str = "float32",
+                    server_items: int = 0,
                 ) -> Federation:
                     truth = whole if backend == "oracle" else None
+                    items = require_integer("server_items", server_items, minimum=0)
                     models = None
-                    if backend == "generator":
+                    if backend == "generator" or items:
                         models = data.PairGenerator(
-                            text_to_image, captioner, steps, guidance, answer_tokens, batch_size
+                            text_to_image, captioner, steps, guidance, answer_tokens, batch_size, dtype
                         )
-                    return data.complete(
+                    fed = data.complete(
                         fed, backend, original=truth, generator=models, noise=noise, seed=seed
                     )
+                    return data.with_server_items(fed, models, items, seed) if models and items else fed
 
                 options = {"seed": seed, **{k: v for k, v in self.completion.items() if k != "methods"}}
                 federation = _applied(completed, federation, options, "completion")

@@ -114,7 +114,7 @@ class Forecast:
         trainable: of them with training rows.
         sampled: that take part in a round.
         tested: in an evaluation.
-        inputs: bytes of the tasks' inputs that are in memory.
+        inputs: bytes of the tasks' inputs that are in memory, and of the server's items.
         mapped: bytes of those that are in files.
         measured: on a few clients.
         rounds: of the run.
@@ -249,7 +249,7 @@ def forecast(
     clients, device = federation.clients, resolve_device(engine.device)
     if not len(clients.trainable):
         raise ValueError(f"federation {federation.name!r}: no client has a training row")
-    sizes = [(task.mapped, sum(t.nbytes for t in task.inputs.values())) for task in federation.tasks]
+    sizes = [(task.mapped, _bytes(task.inputs) + _bytes(task.server_items)) for task in federation.tasks]
     return Forecast(
         clients=len(clients),
         trainable=len(clients.trainable),

@@ -172,12 +172,13 @@ def _facts(
 
 
 def digest(federation: Federation) -> str:
-    """Hash of all rows, labels, owners and splits: two federations of one digest train alike."""
+    """Hash of all rows, labels, owners, splits and server's items: federations of one digest train alike."""
     hasher = hashlib.blake2b(digest_size=16)
     for task in federation.tasks:
         shapes = {name: tuple(tensor.shape) for name, tensor in task.inputs.items()}
         hasher.update(repr((task.name, shapes, task.num_classes, task.client_names)).encode())
-        for tensor in (*task.inputs.values(), task.present, task.labels, task.owner, task.is_train):
+        inputs = (*task.inputs.values(), *task.server_items.values())
+        for tensor in (*inputs, task.present, task.labels, task.owner, task.is_train):
             hasher.update(tensor.cpu().contiguous().reshape(-1).numpy().data)
     return hasher.hexdigest()
 
@@ -408,6 +409,7 @@ def move(federation: Federation, device: torch.device) -> Federation:
         replace(
             task,
             inputs={name: tensor.to(device) for name, tensor in task.inputs.items()},
+            server_items={name: tensor.to(device) for name, tensor in task.server_items.items()},
             present=task.present.to(device),
             labels=task.labels.to(device),
         )

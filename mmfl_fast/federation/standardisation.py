@@ -24,13 +24,14 @@ def standardise(federation: Federation) -> Federation:
 
     Means and spreads come from the training rows that have the modality (in a deployment: three secure
     sums per feature). A spread below a tenth of the modality's root mean square spread is raised to it.
-    Absent modalities stay zero. Rows in a file get a temporary file.
+    Absent modalities stay zero. Rows in a file get a temporary file. The server's items are put on the scale
+    of the rows.
     """
     return Federation(federation.name, tuple(_standardise_task(t) for t in federation.tasks))
 
 
 def _standardise_task(task: Task) -> Task:
-    inputs = {}
+    inputs, items = {}, dict(task.server_items)
     for column, (name, values) in enumerate(task.inputs.items()):
         present = task.present[:, column]
         chunks = [slice(first, first + _ROWS) for first in range(0, len(values), _ROWS)]
@@ -41,6 +42,8 @@ def _standardise_task(task: Task) -> Task:
         mean, variance = moments
         scale = torch.maximum(variance, _SMALLEST_RELATIVE_SPREAD**2 * variance.mean()).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if name in items:
+            items[name] = ((items[name].double() - mean) / scale).float()
         standard = (
             ((values[rows].double() - mean) / scale).float().masked_fill_(_missing(present[rows], values), 0)
             for rows in chunks
@@ -51,7 +54,7 @@ def _standardise_task(task: Task) -> Task:
             inputs[name] = torch.empty_like(values, memory_format=torch.contiguous_format)
             for rows, chunk in zip(chunks, standard, strict=True):
                 inputs[name][rows] = chunk
-    return replace(task, inputs=inputs)
+    return replace(task, inputs=inputs, server_items=items)
 
 
 def _missing(present: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import mmfl_fast as mf
 from mmfl_fast import data
-from mmfl_fast.algorithms.fedmvp import FedMVP, centrality, contrastive_matching, distance, server_items
+from mmfl_fast.algorithms.fedmvp import FedMVP, centrality, contrastive_matching, distance
 from mmfl_fast.federation import Context, Inputs, Uploads
 from mmfl_fast.federation.batching import gather
 from mmfl_fast.federation.local_training import train_clients
@@ -193,18 +193,6 @@ def test_a_row_with_one_modality_is_classified_by_it_alone(pairs):
     assert not torch.allclose(complete, expected)
 
 
-def test_the_servers_items_are_spread_over_the_classes(pairs):
-    task = pairs.tasks[0]
-    items = server_items(task, 10, torch.Generator().manual_seed(0))
-    assert items["image"].shape == (10, 3, 6)
-    rows = [int((task.inputs["image"] == x).all(dim=(1, 2)).nonzero()) for x in items["image"]]
-    assert len(set(rows)) == 10
-    assert all(bool(task.is_train[r]) for r in rows)
-    assert sorted(np.bincount(task.labels[rows].numpy()).tolist()) == [3, 3, 4]
-    assert torch.equal(items["text"], task.inputs["text"][rows])
-    assert len(server_items(task, 10**6, torch.Generator())["text"]) == int(task.is_train.sum())
-
-
 def test_equal_clients_are_averaged_as_fedavg_does(pairs):
     algorithm, state = build(pairs)
     clients = pairs.clients
@@ -268,13 +256,6 @@ def test_it_learns_with_incomplete_rows(pairs):
     result = mf.run(thinned, "fedmvp", rounds=16, config={**SMALL, "learning_rate": 0.01})
     # Six seeds end between 0.83 and 1; a guess is right one time in three.
     assert result.final["accuracy"] > 0.7
-
-
-def test_items_of_a_task_without_a_complete_row(pairs):
-    thinned = data.with_missing(pairs, rate=1.0, level="sample", seed=0).tasks[0]
-    items = server_items(thinned, 9, torch.Generator().manual_seed(0))
-    there = torch.stack([x.flatten(1).any(dim=1) for x in items.values()])
-    assert (there.sum(dim=0) == 1).all()
 
 
 def test_pictures_are_flattened():

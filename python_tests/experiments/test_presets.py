@@ -233,7 +233,15 @@ def test_only_the_methods_listed_train_on_what_is_filled_in():
             load_experiment("demo", [f"completion.methods={value}"]).federation(0)
 
 
-def test_unknown_keys_of_completion_are_refused():
-    experiment = load_experiment("demo", ["completion.nois=1"])
-    with pytest.raises(ValueError, match="unknown key of completion 'nois'"):
-        experiment.federation(0)
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("nois=1", "unknown key of completion 'nois'"),
+        ("server_items=-1", "server_items must be >= 0, got -1"),
+        ("server_items=many", "server_items must be an integer >= 0, got 'many'"),
+        ("server_items=8", "task 'digits' has no raw image-text pairs, so that the server knows"),
+    ],
+)
+def test_wrong_keys_of_completion_are_told(change, told):
+    with pytest.raises(ValueError, match=told):
+        load_experiment("demo", ["completion.backend=none", f"completion.{change}"]).federation(0)

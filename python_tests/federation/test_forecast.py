@@ -49,6 +49,15 @@ def test_bytes_and_parameters_are_those_of_the_run(toy_federation, small, method
     assert told.inputs == sum(t.nbytes for t in toy_federation.tasks[0].inputs.values())
 
 
+def test_the_servers_items_count(toy_federation, small):
+    (task,) = toy_federation.tasks
+    items = {name: x[:5] for name, x in task.inputs.items()}
+    made = dataclasses.replace(toy_federation, tasks=(dataclasses.replace(task, server_items=items),))
+    plain, told = (foretold(fed, "fedmvp", small("fedmvp", items=5)) for fed in (toy_federation, made))
+    assert told.inputs - plain.inputs == sum(x.nbytes for x in items.values()) > 0
+    assert told.measured.server == plain.measured.server
+
+
 @pytest.mark.parametrize("method", ["m3fed", "fedavg", "per-fedavg", "fedmsplit", "mat-fl"])
 def test_the_state_of_many_clients_is_scaled_from_few(many, small, method):
     kind = algorithms.get(method)

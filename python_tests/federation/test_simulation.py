@@ -13,7 +13,7 @@ import mmfl_fast as mf
 from mmfl_fast import data
 from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError, simulation
 from mmfl_fast.federation.checkpoints import state_tensors
-from mmfl_fast.federation.simulation import digest, resolve_device
+from mmfl_fast.federation.simulation import digest, move, resolve_device
 
 SMALL = {"width": 8, "operator_rows": 4, "layers": 2, "batch_size": 8, "local_epochs": 1}
 
@@ -257,3 +257,18 @@ def test_the_digest_tells_federations_apart(toy_federation):
         data.from_arrays({"x": np.ones((4, *shape))}, [0, 1, 0, 1], [0, 0, 1, 1]) for shape in ((4,), (2, 2))
     )
     assert digest(flat) != digest(square)
+    told = {digest(flat)}
+    (task,) = flat.tasks
+    for value in (1.0, 2.0):
+        items = dataclasses.replace(task, server_items={"x": torch.full((3, 4), value)})
+        told.add(digest(dataclasses.replace(flat, tasks=(items,))))
+    assert len(told) == 3
+
+
+def test_the_servers_items_move_with_the_inputs(toy_federation):
+    (task,) = toy_federation.tasks
+    fed = dataclasses.replace(
+        toy_federation, tasks=(dataclasses.replace(task, server_items=dict(task.inputs)),)
+    )
+    (moved,) = move(fed, torch.device("meta")).tasks
+    assert {x.device.type for x in (*moved.inputs.values(), *moved.server_items.values())} == {"meta"}

@@ -44,3 +44,13 @@ def test_absent_modalities_stay_zero_and_do_not_count():
     assert (out.inputs["x"][::2] == 0).all()
     kept = out.inputs["x"][(present[:, 0]) & task.is_train]
     torch.testing.assert_close(kept.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def test_the_servers_items_get_the_scale_of_the_rows():
+    federation = build(np.random.default_rng(0).normal(5.0, [1.0, 100.0, 30.0], size=(40, 3)))
+    (task,) = federation.tasks
+    items = {m: torch.cat([x[:7], torch.full_like(x[:1], 1e6)]) for m, x in task.inputs.items()}
+    found = standardise(Federation("f", (dataclasses.replace(task, server_items=items),))).tasks[0]
+    for name, x in standardise(federation).tasks[0].inputs.items():
+        assert torch.equal(found.inputs[name], x), "items must not count"
+        assert torch.equal(found.server_items[name][:7], x[:7])

@@ -13,7 +13,7 @@ import torch
 from mmfl_fast.data.pairs import prompts
 from mmfl_fast.data.pairs.model_folder import folder_digest, library, model_folder, reading
 from mmfl_fast.data.pairs.picture import Picture
-from mmfl_fast.data.pairs.pretrained import pretrained
+from mmfl_fast.data.pairs.pretrained import computed_in, pretrained
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class Captioner:
     Attributes:
         model: folder, or name on the hub (:func:`model_folder`).
         new_tokens: length of an answer at most.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which the model computes.
     """
 
     model: str
     new_tokens: int
+    dtype: str = "float32"
     option = "captioner"
 
     @cached_property
@@ -36,8 +38,9 @@ class Captioner:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the model's files and the length."""
-        return hashlib.sha256(f"{folder_digest(self.folder)} {self.new_tokens}".encode()).hexdigest()[:32]
+        """Digest of the model's files, the length and the precision."""
+        facts = f"{folder_digest(self.folder)} {self.new_tokens} {self.dtype}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def load(self) -> Callable[[Sequence[Picture], str, str], list[str]]:
         """Load the model, and return the function from pictures, subject and medium to captions.
@@ -46,10 +49,11 @@ class Captioner:
 
         Raises:
             UnusableModelError: the folder holds no complete model of this type.
+            ValueError: the device does not compute in ``dtype``.
         """
-        transformers = library("transformers", self.option)
+        transformers, dtype = library("transformers", self.option), computed_in(self.dtype)
         with reading(self.option, self.folder, "a BLIP-2-type model with its processor"):
-            model = pretrained(transformers.AutoModelForImageTextToText, self.folder, self.option)
+            model = pretrained(transformers.AutoModelForImageTextToText, self.folder, self.option, dtype)
             processor = transformers.AutoProcessor.from_pretrained(
                 self.folder, local_files_only=True, backend="pil"
             )
@@ -59,7 +63,7 @@ class Captioner:
         @torch.inference_mode()
         def answers(images: list[object], questions: list[str]) -> list[str]:
             batch = processor(images=images, text=questions, padding=True, return_tensors="pt")
-            batch = batch.to(model.device)
+            batch = batch.to(model.device, dtype)
             ids = model.generate(**batch, max_new_tokens=self.new_tokens, do_sample=False, num_beams=1)
             asked = batch["input_ids"]
             # Decoders give the question back before the answer; encoder-decoders do not.

@@ -31,6 +31,7 @@ def from_pairs(
     text_encoder: str = "words",
     features: str = "pooled",
     text_length: int = 64,
+    dtype: str = "float32",
     seed: int = 0,
 ) -> Federation:
     """Build a federation of raw pairs: their features, and beside them the pairs for a generator.
@@ -54,6 +55,7 @@ def from_pairs(
         text_encoder: ``"words"`` (hashed, ``[512]``), or a model: CLIP, BERT and their like.
         features: of a model, ``"pooled"`` ``[D]`` or ``"tokens"`` ``[T, D]``, float32.
         text_length: tokens of a text that a model sees.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which a model computes, whatever it was saved in.
         seed: of the split, as in :func:`from_arrays`.
 
     Raises:
@@ -68,6 +70,7 @@ def from_pairs(
         "text_encoder": text_encoder,
         "features": features,
         "text_length": text_length,
+        "dtype": dtype,
     }
     return with_features(
         unencoded(images, captions, labels, clients, split, name, classes, subject, medium, encoders, seed)
@@ -105,7 +108,7 @@ def unencoded(
         subject=subject,
         medium=medium,
     )
-    return replace(fed, tasks=(replace(task, raw=raw_pairs(pairs, **encoders)),))
+    return replace(fed, tasks=(replace(task, raw=raw_pairs(pairs, classes, **encoders)),))
 
 
 def with_features(fed: Federation) -> Federation:

@@ -21,7 +21,7 @@ from mmfl_fast.data.pairs.model_folder import (
     reading,
 )
 from mmfl_fast.data.pairs.picture import Picture
-from mmfl_fast.data.pairs.pretrained import pretrained
+from mmfl_fast.data.pairs.pretrained import computed_in, pretrained
 
 # Raised when the same model and items would give other features.
 _VERSION = "1"
@@ -35,10 +35,12 @@ class FrozenImageEncoder:
         model: folder, or name on the hub (:func:`model_folder`).
         tokens: ``[T, D]``, the last hidden states of the class token and all patches; else ``[D]``, of CLIP
             the projection into the space it shares with text, of others the class token.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which the model computes; features are float32.
     """
 
     model: str
     tokens: bool = False
+    dtype: str = "float32"
     option = "image_encoder"
 
     @property
@@ -53,18 +55,21 @@ class FrozenImageEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the model's files and the kind of features."""
-        return _digest("image", folder_digest(self.folder), self.tokens)
+        """Digest of the model's files, the kind of features and the precision."""
+        return _digest("image", folder_digest(self.folder), self.tokens, self.dtype)
 
     def load(self) -> Callable[[Sequence[Picture]], Rows]:
         """Load the model, to the GPU if there is one.
 
         Raises:
             UnusableModelError: the folder holds no complete model of images.
+            ValueError: the device does not compute in ``dtype``.
         """
-        transformers = library("transformers", self.option)
+        transformers, dtype = library("transformers", self.option), computed_in(self.dtype)
         with reading(self.option, self.folder, "a model of images with its preprocessor"):
-            model, part = _model(transformers, self.folder, "vision_model", "pixel_values", self.option)
+            model, part = _model(
+                transformers, self.folder, "vision_model", "pixel_values", self.option, dtype
+            )
             # Other backends resize to slightly other pixels.
             processor = transformers.AutoImageProcessor.from_pretrained(
                 self.folder, local_files_only=True, backend="pil"
@@ -73,7 +78,7 @@ class FrozenImageEncoder:
         @torch.inference_mode()
         def encode(pictures: Sequence[Picture]) -> Rows:
             images = [picture.rgb() for picture in pictures]
-            pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device, dtype)
             if not self.tokens and hasattr(model, "get_image_features"):
                 return _rows(model.get_image_features(pixel_values=pixels).pooler_output)
             states = part(pixel_values=pixels).last_hidden_state
@@ -91,11 +96,13 @@ class FrozenTextEncoder:
         tokens: ``[length, D]``, the last hidden states, zero behind the end of the text; else ``[D]``, of
             CLIP the projection into the space it shares with images, of others the mean of the states.
         length: texts are cut after so many tokens.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which the model computes; features are float32.
     """
 
     model: str
     tokens: bool = False
     length: int = 64
+    dtype: str = "float32"
     option = "text_encoder"
 
     @property
@@ -110,18 +117,19 @@ class FrozenTextEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the model's files, the kind of features and the length."""
-        return _digest("text", folder_digest(self.folder), self.tokens, self.length)
+        """Digest of the model's files, the kind of features, the length and the precision."""
+        return _digest("text", folder_digest(self.folder), self.tokens, self.length, self.dtype)
 
     def load(self) -> Callable[[Sequence[str]], Rows]:
         """Load the model, to the GPU if there is one.
 
         Raises:
             UnusableModelError: the folder holds no complete model of text, or one for shorter texts.
+            ValueError: the device does not compute in ``dtype``.
         """
-        transformers = library("transformers", self.option)
+        transformers, dtype = library("transformers", self.option), computed_in(self.dtype)
         with reading(self.option, self.folder, "a model of text with its tokenizer"):
-            model, part = _model(transformers, self.folder, "text_model", "input_ids", self.option)
+            model, part = _model(transformers, self.folder, "text_model", "input_ids", self.option, dtype)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
             longest = getattr(part.config, "max_position_embeddings", self.length)
             if self.length > longest:
@@ -141,7 +149,7 @@ class FrozenTextEncoder:
             ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
             if not self.tokens and hasattr(model, "get_text_features"):
                 return _rows(model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
-            states = part(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+            states = part(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask.unsqueeze(-1)
             return _rows(
                 states if self.tokens else states.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
             )
@@ -149,9 +157,11 @@ class FrozenTextEncoder:
         return encode
 
 
-def _model(transformers: Any, folder: Path, part: str, takes: str, option: str) -> tuple[Any, Any]:
+def _model(
+    transformers: Any, folder: Path, part: str, takes: str, option: str, dtype: torch.dtype
+) -> tuple[Any, Any]:
     """Return a model, and the part of it that ``takes`` one modality."""
-    model = pretrained(transformers.AutoModel, folder, option)
+    model = pretrained(transformers.AutoModel, folder, option, dtype)
     inner = getattr(model, part, model)
     if inner.main_input_name != takes:
         raise UnusableModelError(

@@ -20,7 +20,7 @@ from mmfl_fast.data.pairs.model_folder import (
     model_folder,
     reading,
 )
-from mmfl_fast.data.pairs.pretrained import device
+from mmfl_fast.data.pairs.pretrained import computed_in, device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,11 +34,13 @@ class Painter:
         model: folder, or name on the hub (:func:`model_folder`).
         steps: of denoising; None: as many as the pipeline does by itself.
         guidance: weight of the prompt; None: the pipeline's own.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which the pipeline computes.
     """
 
     model: str
     steps: int | None
     guidance: float | None
+    dtype: str = "float32"
     option = "text_to_image"
 
     @cached_property
@@ -48,8 +50,8 @@ class Painter:
 
     @cached_property
     def identity(self) -> str:
-        """Digest of the pipeline's files, steps and guidance."""
-        facts = f"{folder_digest(self.folder)} {self.steps} {self.guidance}"
+        """Digest of the pipeline's files, steps, guidance and precision."""
+        facts = f"{folder_digest(self.folder)} {self.steps} {self.guidance} {self.dtype}"
         return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def load(self) -> Callable[[Sequence[str], Sequence[int]], list[bytes]]:
@@ -57,11 +59,12 @@ class Painter:
 
         Raises:
             UnusableModelError: the folder holds no pipeline from text to image.
+            ValueError: the device does not compute in ``dtype``.
         """
-        diffusers = library("diffusers", self.option)
+        diffusers, dtype = library("diffusers", self.option), computed_in(self.dtype)
         with reading(self.option, self.folder, "a text-to-image pipeline of diffusers"):
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True
+                self.folder, local_files_only=True, use_safetensors=True, dtype=dtype
             )
             if "prompt" not in inspect.signature(pipeline.__call__).parameters:
                 raise UnusableModelError(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 
+def class_prompt(category: str, subject: str, medium: str) -> str:
+    """Class and super-class: names of classes alone are ambiguous."""
+    return f"a {medium} of {category}, a kind of {subject}"
+
+
 def image_prompt(category: str, subject: str, medium: str, caption: str) -> str:
-    """Class, super-class, then the caption: names of classes alone are ambiguous, and long texts are cut."""
-    return f"a {medium} of {category}, a kind of {subject}. {caption}"
+    """Class, super-class, then the caption: long texts are cut."""
+    return f"{class_prompt(category, subject, medium)}. {caption}"
 
 
 def category_question(subject: str, medium: str) -> str:

@@ -68,7 +68,7 @@ def build(
         clients: number of clients.
         samples_per_client: keep at most so many pairs of a client, drawn at random.
         seed: fixes captions, partition, cap and random split.
-        **encoders: ``image_encoder``, ``text_encoder``, ``features`` and ``text_length`` of
+        **encoders: ``image_encoder``, ``text_encoder``, ``features``, ``text_length`` and ``dtype`` of
             :func:`from_pairs`.
     """
     published = pair_set.contents(data_root(root))

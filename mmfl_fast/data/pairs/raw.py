@@ -14,12 +14,14 @@ from mmfl_fast.data.pairs.frozen import FrozenImageEncoder, FrozenTextEncoder
 from mmfl_fast.data.pairs.image_text import SIDES, ImageTextPairs
 from mmfl_fast.data.pairs.picture import Picture
 from mmfl_fast.data.pairs.plain import PixelEncoder, WordEncoder
+from mmfl_fast.data.pairs.pretrained import DTYPES
 
 ENCODER_OPTIONS = {
     "image_encoder": "pixels",
     "text_encoder": "words",
     "features": "pooled",
     "text_length": 64,
+    "dtype": "float32",
 }
 
 
@@ -29,11 +31,13 @@ class RawPairs:
 
     Attributes:
         pairs: with the sides that the rows have.
+        classes: name of every class, in the order of the labels.
         image_encoder: of the images.
         text_encoder: of the texts.
     """
 
     pairs: ImageTextPairs
+    classes: tuple[str, ...]
     image_encoder: Encoder[Picture]
     text_encoder: Encoder[str]
 
@@ -60,28 +64,40 @@ class RawPairs:
 
 
 def raw_pairs(
-    pairs: ImageTextPairs, *, image_encoder: str, text_encoder: str, features: str, text_length: int
+    pairs: ImageTextPairs,
+    classes: Sequence[str],
+    *,
+    image_encoder: str,
+    text_encoder: str,
+    features: str,
+    text_length: int,
+    dtype: str,
 ) -> RawPairs:
     """Join pairs and the encoders of these options.
 
     Args:
         pairs: the raw pairs.
+        classes: name of every class.
         image_encoder: ``"pixels"``, or the model of a :class:`FrozenImageEncoder`.
         text_encoder: ``"words"``, or the model of a :class:`FrozenTextEncoder`.
         features: ``"pooled"`` or ``"tokens"``, what a model gives of an item; pixels and words have one form.
         text_length: tokens of a text.
+        dtype: ``"float32"`` or ``"bfloat16"``, in which a model computes.
 
     Raises:
         TypeError, ValueError: an option is not as described.
     """
     tokens = require_choice("features", features, ["pooled", "tokens"]) == "tokens"
     length = require_integer("text_length", text_length, minimum=1)
+    dtype = require_choice("dtype", dtype, DTYPES)
     for option, model in (("image_encoder", image_encoder), ("text_encoder", text_encoder)):
         if not isinstance(model, str) or not model:
             raise TypeError(f"{option} must name a model by its folder or hub name, got {model!r}")
-    image = PixelEncoder() if image_encoder == "pixels" else FrozenImageEncoder(image_encoder, tokens)
-    text = WordEncoder() if text_encoder == "words" else FrozenTextEncoder(text_encoder, tokens, length)
-    return RawPairs(pairs, image, text)
+    image = PixelEncoder() if image_encoder == "pixels" else FrozenImageEncoder(image_encoder, tokens, dtype)
+    text = (
+        WordEncoder() if text_encoder == "words" else FrozenTextEncoder(text_encoder, tokens, length, dtype)
+    )
+    return RawPairs(pairs, tuple(classes), image, text)
 
 
 def _features(side: str, encoder: Encoder[Item], items: Sequence[Item | None]) -> Rows:

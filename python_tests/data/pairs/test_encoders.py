@@ -3,6 +3,7 @@ import os
 import shutil
 import socket
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mmfl_fast.data.pairs.model_folder import (
     folder_digest,
     model_folder,
 )
+from mmfl_fast.data.pairs.painter import Painter
 from mmfl_fast.data.pairs.picture import Picture
 from mmfl_fast.data.pairs.plain import PixelEncoder, WordEncoder
 
@@ -85,6 +87,48 @@ def test_token_states_of_bert_end_with_the_text(models):
     assert np.allclose(states[0, :3], alone, atol=1e-5)
     pooled = encoded(FrozenTextEncoder(str(models("bert")), length=7), TEXTS)
     assert np.allclose(pooled[0], alone.mean(axis=0), atol=1e-5)
+
+
+def test_bfloat16_is_close_and_cached_apart(models, pictures):
+    for kind, model, items in (
+        (FrozenImageEncoder, "clip", pictures),
+        (FrozenImageEncoder, "vit", pictures),
+        (FrozenTextEncoder, "clip", TEXTS),
+        (FrozenTextEncoder, "bert", TEXTS),
+    ):
+        for tokens in (True, False):
+            options = {"tokens": tokens, **({"length": 8} if kind is FrozenTextEncoder else {})}
+            exact, rough = (
+                encoded(kind(str(models(model)), **options, dtype=dtype), items)
+                for dtype in ("float32", "bfloat16")
+            )
+            assert rough.dtype == np.float32
+            assert not np.array_equal(exact, rough)
+            assert np.linalg.norm(exact - rough) < 0.02 * np.linalg.norm(exact)
+
+
+def test_weights_saved_in_half_are_computed_with_in_float32(models, pictures, tmp_path):
+    from transformers import CLIPModel
+
+    folder = shutil.copytree(models("clip"), tmp_path / "half")
+    half = CLIPModel.from_pretrained(folder, dtype=torch.float16)
+    half.save_pretrained(folder)
+    half.float().save_pretrained(shutil.copytree(folder, tmp_path / "float"))
+    for kind, items in ((FrozenImageEncoder, pictures), (FrozenTextEncoder, TEXTS)):
+        options = {} if kind is FrozenImageEncoder else {"length": 8}
+        rows = [encoded(kind(str(tmp_path / name), **options), items) for name in ("half", "float")]
+        assert np.array_equal(*rows)
+
+
+def test_a_gpu_without_bfloat16_is_told(models, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    for kind in (FrozenImageEncoder, FrozenTextEncoder, partial(Painter, steps=1, guidance=None)):
+        with pytest.raises(
+            ValueError, match="dtype 'bfloat16': Old GPU does not compute in it; take float32"
+        ):
+            kind(str(models("clip")), dtype="bfloat16").load()
 
 
 def test_an_item_is_encoded_once(models, pictures, own_cache, monkeypatch):

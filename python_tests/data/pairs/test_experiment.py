@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+import torch
 
 from mmfl_fast import run
 from mmfl_fast.experiments.presets import load_experiment
+from mmfl_fast.federation.standardisation import standardise
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ completion:
   captioner: {models("blip2")}
   steps: 1
   answer_tokens: 3
+  server_items: 10
 config: {{width: 8, local_epochs: 1, batch_size: 8, items: 8}}
 """
     (tmp_path / "pairs.yaml").write_text(text)
@@ -43,10 +46,30 @@ def test_from_raw_pairs_to_a_trained_model(experiment, own_cache):
     assert task.num_samples == 24
     lacked = experiment("completion=null").federation(0).tasks[0]
     assert not lacked.present.all()
-    # Only what the cap left was encoded.
-    assert len(list((own_cache / "encoded").rglob("*.safetensors"))) <= 4
-    result = run(fed, "fedmvp", rounds=1, config=experiment().options_of("fedmvp"), progress=False)
+    # Only what the cap left was encoded, and what was made.
+    assert len(list((own_cache / "encoded").rglob("*.safetensors"))) <= 6
+    config = {**experiment().options_of("fedmvp"), "items_from": "prompts"}
+    result = run(fed, "fedmvp", rounds=1, config=config, progress=False)
     assert 0 <= result.final["accuracy"] <= 1
+    assert not lacked.server_items
+    assert {m: tuple(x.shape) for m, x in task.server_items.items()} == {
+        "image": (10, 5, 16),
+        "text": (10, 8, 16),
+    }
+    (compared,) = standardise(fed).tasks
+    for m, x in result.state.items[0].items():
+        assert torch.equal(x, compared.server_items[m][:8])
+        # Random weights still tell images apart.
+        assert len(x.flatten(1).unique(dim=0)) > 1
+
+
+def test_the_servers_items_do_not_hang_on_the_completion(experiment):
+    made = experiment().federation(0).tasks[0].server_items
+    (task,) = experiment("completion.backend=none", "data.samples_per_client=10").federation(0).tasks
+    assert not task.present.all()
+    assert all(torch.equal(x, made[m]) for m, x in task.server_items.items())
+    (rough,) = experiment("completion.dtype=bfloat16").federation(0).tasks
+    assert not torch.equal(rough.server_items["image"], made["image"])
 
 
 def test_wrong_models_are_told(experiment, models, monkeypatch):
@@ -56,6 +79,11 @@ def test_wrong_models_are_told(experiment, models, monkeypatch):
         experiment("completion.captioner=/no/blip").federation(0)
     with pytest.raises(ValueError, match="lack their image; text_to_image must name a pipeline"):
         experiment("completion.text_to_image=null").federation(0)
+    none = ("completion.backend=none", "completion.text_to_image=null")
+    with pytest.raises(
+        ValueError, match=r"10 server_items are to be made .* 9 classes; text_to_image must name a pip"
+    ):
+        experiment(*none).federation(0)
     with pytest.raises(ValueError, match="unknown key of completion 'captoner'; did you mean 'captioner'"):
         experiment("completion.captoner=x").federation(0)
     with pytest.raises(ValueError, match="steps must be an integer >= 1, got 'few'"):

@@ -55,6 +55,10 @@ def test_frozen_models_by_option(make, models):
     assert {m: tuple(x.shape) for m, x in pooled.items()} == {"image": (10, 8), "text": (10, 16)}
     tokens = make(**options, features="tokens").tasks[0].inputs
     assert {m: tuple(x.shape) for m, x in tokens.items()} == {"image": (10, 5, 16), "text": (10, 8, 16)}
+    rough = make(**options, features="tokens", dtype="bfloat16").tasks[0].inputs
+    for m, x in tokens.items():
+        assert rough[m].dtype == torch.float32
+        assert 0 < float((rough[m] - x).norm() / x.norm()) < 0.02
 
 
 def test_what_is_taken_away_is_gone_from_the_raw_pairs_too(make):
@@ -87,6 +91,7 @@ def test_the_raw_pairs_stay_with_their_rows(make):
         ({"text_encoder": "no model"}, MissingModelError, "text_encoder: there is no model 'no model'"),
         ({"text_encoder": None}, TypeError, "text_encoder must name a model"),
         ({"features": "patches"}, ValueError, "unknown features 'patches'"),
+        ({"dtype": "float16"}, ValueError, "unknown dtype 'float16'"),
         ({"text_length": 0}, ValueError, "text_length must be >= 1, got 0"),
         ({"labels": np.arange(10) % 3}, ValueError, "num_classes is 2, but labels reach 2"),
     ],

@@ -10,6 +10,7 @@ from mmfl_fast.data.pairs.captioner import Captioner
 from mmfl_fast.data.pairs.image_text import ImageTextPairs
 from mmfl_fast.data.pairs.model_folder import UnusableModelError
 from mmfl_fast.data.pairs.painter import Painter
+from mmfl_fast.data.pairs.picture import Picture
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -42,6 +43,25 @@ def test_an_image_depends_on_prompt_and_seed_alone(models):
     assert all(content.startswith(b"\x89PNG") for content in together)
     weak = Painter(str(models("diffusion")), steps=2, guidance=0.0).load()
     assert weak(["a red bird"], [0]) != together[:1]
+
+
+def test_bfloat16_paints_and_tells_nearly_the_same(models, pictures):
+    paint, roughly = (
+        Painter(str(models("diffusion")), 2, None, dtype).load() for dtype in ("float32", "bfloat16")
+    )
+    asked = (["a red bird", "a blue bird"], [0, 1])
+    exact, rough = (
+        np.stack([np.asarray(Picture("x", png).rgb(), dtype=float) for png in made(*asked)])
+        for made in (paint, roughly)
+    )
+    assert not np.array_equal(exact, rough)
+    assert np.abs(exact - rough).mean() < 4 < np.abs(exact[0] - exact[1]).mean()
+    told = [
+        Captioner(str(models("blip2")), 1, dtype).load()(pictures, "bird", "photo")
+        for dtype in ("float32", "bfloat16")
+    ]
+    # Of one word each, the likeliest of which rounding seldom changes.
+    assert sum(a == b for a, b in zip(*told, strict=True)) >= 3
 
 
 def test_pairs_are_completed_both_ways_without_the_network(models, pictures, monkeypatch):

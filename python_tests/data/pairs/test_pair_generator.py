@@ -148,6 +148,11 @@ def test_what_was_made_is_kept(thinned, generator, said):
     said["painter"].clear()
     data.complete(thinned, "generator", generator=replace(generator, guidance=0.0), seed=1)
     assert said["painter"]
+    for calls in said.values():
+        calls.clear()
+    data.complete(thinned, "generator", generator=replace(generator, dtype="bfloat16"), seed=1)
+    assert said["painter"]
+    assert said["captioner"]
 
 
 def test_a_kill_loses_one_batch(thinned, generator, said, own_cache, monkeypatch):
@@ -211,6 +216,7 @@ def test_what_it_refuses(thinned, generator, toy_federation):
         ({"guidance": -1.0}, ValueError, "guidance must be finite and >= 0, got -1.0"),
         ({"guidance": "much"}, TypeError, "guidance must be a number, got 'much'"),
         ({"answer_tokens": 0}, ValueError, "answer_tokens must be >= 1, got 0"),
+        ({"dtype": "bfloat"}, ValueError, "unknown dtype 'bfloat'; did you mean 'bfloat16'"),
         ({"batch_size": 1.5}, TypeError, "batch_size must be an integer >= 1, got 1.5"),
     ],
 )
