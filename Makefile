@@ -10,8 +10,9 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
 
+# One process per core; --dist loadfile keeps what a file builds for its tests in one of them.
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell && $(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
