@@ -32,7 +32,7 @@ m3fed-tables: $(VENV)/.installed
 # MFCPL, its baselines and its ablation on three data sets; HAPT with fewer rounds than the preset's 200.
 # mfcpl-weights is what the weights of the presets were chosen by: validation rows, of whole people on HAPT.
 MFCPL_TABLES := runs/mfcpl-tables
-MFCPL_HAPT := --preset mfcpl --set rounds=60 --set evaluate_every=20
+MFCPL_HAPT := --preset mfcpl --set rounds=50 --set evaluate_every=25
 MFCPL_DIGITS := --preset mfcpl-digits-cpu
 MFCPL_WIKIPEDIA := --preset mfcpl-wikipedia-cpu
 MFCPL_METHODS := fusion-fedavg fusion-fedavg,absent=zero-fill fedprox moon fedproto fedopt fediot fusion-fedmsplit \
@@ -45,11 +45,12 @@ PEOPLE := --set validation.level=client --set data.clients_per_subject=1 --set d
   --set dirichlet.clients=5 --set dirichlet.alpha=0.1 --set dirichlet.within_clients=true
 
 mfcpl-weights: $(VENV)/.installed
-	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_DIGITS) --set validation.share=0.2 $(MFCPL_GRID) --seeds 2 \
+	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_DIGITS) --set validation.share=0.2 $(MFCPL_GRID) --seeds 1 \
 	  --out $(MFCPL_TABLES)/weights-digits --resume
-	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_WIKIPEDIA) --set validation.share=0.2 $(MFCPL_GRID) --seeds 5 \
+	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_WIKIPEDIA) --set validation.share=0.2 $(MFCPL_GRID) --seeds 3 \
 	  --out $(MFCPL_TABLES)/weights-wikipedia --resume
-	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_HAPT) $(PEOPLE) $(MFCPL_GRID) --seeds 1 \
+	$(BIN)/mmfl-fast compare mfcpl --preset mfcpl --set rounds=40 --set evaluate_every=20 $(PEOPLE) \
+	  $(MFCPL_GRID) --seeds 1 \
 	  --out $(MFCPL_TABLES)/weights-hapt --resume
 
 mfcpl-tables: $(VENV)/.installed
