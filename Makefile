@@ -88,7 +88,8 @@ CENTRAL   := 3fm,inner_steps=0,query=own,support_every=null,learning_rate=0.01,b
 
 3fm-tables: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare 3fm,inner_rate=1e-5 3fm,inner_rate=1e-4 3fm,inner_rate=1e-3 3fm,inner_rate=1e-2 \
-	  3fm,inner_rate=1e-3,order=first 3fm,inner_steps=0 3fm,inner_steps=0,query=own smil --preset $(GRID) \
+	  3fm,inner_rate=1e-12,order=first 3fm,inner_rate=1e-5,order=first 3fm,inner_rate=1e-3,order=first \
+	  3fm,inner_rate=1e-5,order=first,query=own 3fm,inner_steps=0 3fm,inner_steps=0,query=own smil --preset $(GRID) \
 	  --over data.clients=$(CLIENTS) --over learning_rate=$(RATES) --over $(SCENARIOS) \
 	  --seeds $(SEEDS) --out runs/3fm-tables --resume
 	$(BIN)/mmfl-fast compare $(CENTRAL) --preset $(GRID) --set data.clients=1 --set rounds=1 \
