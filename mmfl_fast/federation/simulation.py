@@ -27,6 +27,7 @@ from mmfl_fast.federation.cohorts import cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.disk_table import DiskTable
 from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
+from mmfl_fast.federation.garbage import searched_once
 from mmfl_fast.federation.local_training import LocalResult, train_clients
 from mmfl_fast.federation.mixed_precision import in_bfloat16
 from mmfl_fast.federation.modality_alone import modality_alone
@@ -149,6 +150,9 @@ def simulate(
                 if last or (number + 1) % engine.checkpoint_every == 0:
                     directory.checkpoint(number + 1, state)
             bar.advance(line)
+            if number == done:
+                # The first round imports and records what all others need.
+                stack.enter_context(searched_once())
         if evaluation is None:
             evaluation = run.evaluate(state)
         final = evaluation.as_dict()
