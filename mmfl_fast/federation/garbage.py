@@ -1,7 +1,7 @@
 """Python's search for garbage, kept to what a run makes.
 
-A full search walks every object of the process, most of which are the imported libraries', and the clients of a
-round, who come and go, bring one about every other round: with a thousand small clients a quarter of the time.
+A full search walks every object of the process, most of which are the imported libraries'. The clients of a
+round, who come and go, bring one about every other round: with a thousand small ones a quarter of the time.
 """
 
 from __future__ import annotations
