@@ -22,7 +22,7 @@ class WithAnother(Ranks):
 
 def table(folder, ranks):
     start = {"a": torch.zeros(3)}
-    return SharedDiskTable(ParameterTable({row: start for row in range(4)}), folder, CPU, ranks)
+    return SharedDiskTable(ParameterTable(dict.fromkeys(range(4), start)), folder, CPU, ranks)
 
 
 @pytest.mark.parametrize(
