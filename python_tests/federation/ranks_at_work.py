@@ -196,7 +196,7 @@ def two_ranks(folder, rank):
 
 def four_ranks(folder, rank):
     with joined():
-        every_method(folder, ("m3fed", "fedavg", "mfcpl"))
+        every_method(folder, ("m3fed", "mfcpl"))
         keep(folder, "goes-on", goes_on(folder.parent / "two_ranks", 5, True))
         keep(folder, "resumed", survives(folder.parent / "dying_writers" / "run"))
     found = told(lambda: mf.run(data.Federation("few", federation().tasks[1:]), "fedavg", rounds=1))
