@@ -267,6 +267,14 @@ def test_a_process_alone_exchanges_nothing(monkeypatch):
     assert ranks.launcher() == ["mmfl-fast"]
 
 
+def test_who_has_lost_another_is_not_ended_before_it_can_say_so():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ranks.RankError, match="gone"), ranks.Ranks().ending_in_order():
+        raise ranks.RankError("gone")
+    signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_the_command_of_several_machines(monkeypatch):
     place = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4"}
     for name, value in {**place, "GROUP_WORLD_SIZE": "2"}.items():
