@@ -50,7 +50,7 @@ class SharedDiskTable(DiskTable):
             OSError: the disk is full or not writable; names the file.
             RankError: another rank failed, or is gone.
         """
-        if not self._together:
+        if self._layouts and not self._together:
             self._open_together()
         # First of all: from here on a row may be written over that a checkpoint of this version would need.
         newer = self._next_version()

@@ -37,6 +37,11 @@ def test_processes_that_share_no_files_are_refused(tmp_path, seen):
         table(tmp_path, other).replace({1: {"a": torch.ones(3)}})
 
 
+def test_methods_that_keep_nothing_run_on_any_machines(tmp_path):
+    other = WithAnother(lambda own: None if isinstance(own, tuple) else own)
+    assert len(SharedDiskTable(ParameterTable({}), tmp_path, CPU, other).replace({})) == 0
+
+
 def test_rows_that_another_has_written_are_read(tmp_path):
     alone = table(tmp_path, Ranks()).replace({2: {"a": torch.full((3,), 2.0)}})
     other = WithAnother(lambda own: [2] if own == [1] else own)
