@@ -254,17 +254,12 @@ def dying_writers(folder, rank):
 
 def hanging_ranks(folder, rank):
     """Rank 1 of two does not come back from its training."""
-    os.environ["MMFL_PATIENCE"] = "0.05"
-    number = folder / "hangs"
-
-    def hangs(*_):
-        number.write_text(str(os.getpid()))
-        time.sleep(1000)
-
-    with Sabotage(1, simulation, "train_clients", hangs):
+    os.environ["MMFL_PATIENCE"] = "0.1"
+    (folder / f"process-{rank}").write_text(str(os.getpid()))
+    with Sabotage(1, simulation, "train_clients", lambda *_: time.sleep(1000)):
         found = told(lambda: mf.run(federation(), "fedavg", rounds=1, config=SMALL))
-    (folder / "told.json").write_text(json.dumps(found))
-    os.kill(int(number.read_text()), signal.SIGKILL)
+    (folder / f"told-{rank}.json").write_text(json.dumps(found))
+    os.kill(int((folder / "process-1").read_text()), signal.SIGKILL)
 
 
 def one_process(folder, rank):
