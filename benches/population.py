@@ -1,8 +1,9 @@
 """Rounds of a population of which few take part: what ``mmfl-fast bench population`` runs.
 
 Every client keeps a model of its own (``per-fedavg``). Rows lie in files, personal state on disk, and each
-population has a fresh process whose memory is counted. Time is that of the processor in the thread that does
-the work, so other work on the machine changes it little.
+population has a fresh process whose memory is counted. The processes take their rounds in turns, so that
+other work on the machine slows all of them alike. Time is that of the processor in the thread that does the
+work.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,8 +41,9 @@ class Counted:
     Attributes:
         clients: registered.
         sampled: in a round.
-        set_up: seconds until the first round, by the clock.
+        set_up: seconds until the first round is done, by the clock.
         round: seconds of a round and an evaluation, median, of processor time.
+        quartiles: between which half of the rounds are.
         resident: peak bytes of the process in memory, what it maps of files included.
         on_disk: bytes that the run directory takes.
         personal: bytes of the personal state of all clients, were it in memory.
@@ -51,6 +53,7 @@ class Counted:
     sampled: int
     set_up: float
     round: float
+    quartiles: tuple[float, float]
     resident: int
     on_disk: int
     personal: int
@@ -58,14 +61,19 @@ class Counted:
 
 def run(populations: Sequence[int], sampled: int, rounds: int, gib: float, json_file: Path | None) -> None:
     """Count every population in a process whose data may not grow beyond ``gib``, and print a table."""
-    table = Table("clients", "set up", "a round", "ratio", "memory", "on disk", "personal state", box=None)
+    turns = [_begun(clients, sampled, rounds, gib) for clients in populations]
+    for _ in range(rounds):
+        for turn in turns:
+            turn.send("your turn")
+            _answer(turn)
     found: list[Counted] = []
-    for clients in populations:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found.append(pool.submit(_count, clients, sampled, rounds, gib).result())
-        one = found[-1]
+    for turn in turns:
+        turn.send("the end")
+        found.append(_answer(turn))
+    table = Table("clients", "set up", "a round", "ratio", "memory", "on disk", "personal state", box=None)
+    for one in found:
         table.add_row(
-            f"{clients:,}",
+            f"{one.clients:,}",
             f"{one.set_up:.1f} s",
             f"{one.round:.3f} s",
             f"{one.round / found[0].round:.2f}",
@@ -79,33 +87,51 @@ def run(populations: Sequence[int], sampled: int, rounds: int, gib: float, json_
         json_file.write_text(json.dumps(told, indent=1) + "\n")
 
 
-def _count(clients: int, sampled: int, rounds: int, gib: float) -> Counted:
+def _begun(*arguments: Any) -> Connection:
+    """Start a process, wait until it has set up and warmed up, and return the connection to it."""
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    context.Process(target=_count, args=(*arguments, theirs), daemon=True).start()
+    theirs.close()
+    _answer(ours)
+    return ours
+
+
+def _answer(turn: Connection) -> Any:
+    try:
+        return turn.recv()
+    except EOFError:
+        raise RuntimeError("a population's process ended before its time; what it said is above") from None
+
+
+def _count(clients: int, sampled: int, rounds: int, gib: float, turn: Connection) -> None:
     import mmfl_fast as mf
-    from mmfl_fast.federation import simulation
+    from mmfl_fast.algorithms.per_fedavg import PerFedAvg
 
     limit = int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(1)
-    began, set_up, seconds = time.perf_counter(), [], []
-    original = simulation._Run.round
+    set_up, seconds, start = 0.0, [], 0.0
 
-    def timed(self: Any, state: Any, number: int) -> Any:
-        set_up.append(time.perf_counter() - began)
-        start = time.thread_time()
-        state, line = original(self, state, number)
-        self.evaluate(state)
-        seconds.append(time.thread_time() - start)
-        return state, line
+    class InTurns(PerFedAvg):
+        """Waits at the end of every round, before it is written and tested."""
 
-    simulation._Run.round = timed  # type: ignore[method-assign]
+        def metrics(self, state: Any) -> dict[str, Any]:
+            nonlocal set_up, start
+            seconds.append(time.thread_time() - start)
+            set_up = set_up or time.perf_counter() - began
+            turn.send("done")
+            turn.recv()
+            start = time.thread_time()
+            return super().metrics(state)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(folder / "data", clients)
         began = time.perf_counter()
-        federation = mf.data.load_npz(folder / "data")
         result = mf.run(
-            federation,
-            "per-fedavg",
+            mf.data.load_npz(folder / "data"),
+            InTurns,
             rounds=_WARM_UP + rounds,
             out=folder / "run",
             progress=False,
@@ -114,15 +140,16 @@ def _count(clients: int, sampled: int, rounds: int, gib: float) -> Counted:
                 "participation": sampled / clients,
                 "client_state": "disk",
                 "evaluate_clients": _TESTED,
-                "evaluate_every": _WARM_UP + rounds,
                 "checkpoint_every": 5,
             },
         )
         on_disk = sum(512 * f.stat().st_blocks for f in (folder / "run").rglob("*"))
         own = sum(t.nbytes for t in result.state.personal[0].values())
+    counted = seconds[_WARM_UP:]
+    low, high = np.quantile(counted, (0.25, 0.75)).tolist()
     # In KiB.
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Counted(clients, sampled, set_up[0], median(seconds[_WARM_UP:]), peak, on_disk, clients * own)
+    turn.send(Counted(clients, sampled, set_up, median(counted), (low, high), peak, on_disk, clients * own))
 
 
 def _write(folder: Path, clients: int) -> None:

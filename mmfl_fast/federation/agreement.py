@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mmfl_fast.federation.algorithm import State
 from mmfl_fast.federation.checkpoints import state_tensors, to_device, with_state_tensors
+from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.ranks import Ranks
 from mmfl_fast.federation.tensor_exchange import exchange_tensors
 
@@ -45,14 +47,15 @@ def same_state(ranks: Ranks, state: AnyState, device: torch.device) -> AnyState:
     """Return a state on a device that is the same in all ranks: rank 0's, if what each computed differs.
 
     Other processors and libraries round otherwise, and some decisions, such as who is in which cluster, hang
-    on that. Parts that never leave a client are exchanged as they are, and not compared.
+    on that. Parts that never leave a client come from the one rank that trained it, and are not compared.
     """
     if ranks.world == 1:
         return state
-    mine = _sample(state)
+    of_server = replace(state, personal=ParameterTable({}))
+    mine = _sample(of_server)
     if len(set(ranks.exchange(lambda: mine))) == 1:
         return state
-    return to_device(state_of_first(ranks, state), device)
+    return replace(to_device(state_of_first(ranks, of_server), device), personal=state.personal)
 
 
 def state_of_first(ranks: Ranks, state: AnyState) -> AnyState:
@@ -68,11 +71,9 @@ def state_of_first(ranks: Ranks, state: AnyState) -> AnyState:
 
 
 def _sample(state: State) -> str:
-    """Hash of the names, shapes and some of the elements of what the server holds."""
+    """Hash of the names, shapes and some of the elements of a state."""
     hasher = hashlib.blake2b(digest_size=16)
     for name, tensor in state_tensors(state).items():
-        if name.startswith("personal/"):
-            continue
         hasher.update(repr((name, tuple(tensor.shape))).encode())
         flat = tensor.detach().reshape(-1)
         some = flat[:: max(1, len(flat) // _ELEMENTS_COMPARED)]

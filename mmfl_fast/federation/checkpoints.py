@@ -105,10 +105,15 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
         kept = _complete(folder)
         where = f"the last complete one is {kept[-1]}" if kept else "there is no earlier one"
         raise CheckpointError(f"checkpoint {final} could not be written ({error}); {where}") from error
-    for table in _tables(state):
-        table.after_checkpoint()
+    note_checkpoint(state)
     keep_newest(folder, _KEPT)
     return final
+
+
+def note_checkpoint(state: State) -> None:
+    """Let the tables of a state keep what the checkpoint just written, by whomever, refers to."""
+    for table in _tables(state):
+        table.after_checkpoint()
 
 
 def keep_newest(folder: Path, count: int) -> None:

@@ -22,7 +22,7 @@ class Outcome:
 
     Attributes:
         sent: its upload; empty for clients of other ranks, see :func:`outcomes_of_all`.
-        kept: what stays with it.
+        kept: what stays with it; may be empty for clients of other ranks.
         loss: mean over the steps.
         steps: optimiser steps taken.
         samples: rows seen, each as often as it was seen.
@@ -49,6 +49,7 @@ def outcomes_of_all(
     shares: Sequence[Sequence[int]],
     train: Callable[[], list[Outcome]],
     device: torch.device,
+    kept_everywhere: bool,
 ) -> tuple[list[Outcome], Uploads]:
     """Train this rank's share of the clients of a round, and return what became of all of them, in order.
 
@@ -58,6 +59,7 @@ def outcomes_of_all(
         shares: positions of each rank's clients.
         train: gives the outcomes of this rank's share.
         device: of the tensors.
+        kept_everywhere: whether what stays with a client goes to all ranks, too, or only to its own.
 
     Raises:
         Exception: of ``train``, in the rank where it failed.
@@ -67,21 +69,24 @@ def outcomes_of_all(
         outcomes = train()
         return outcomes, Uploads(clients, [o.sent for o in outcomes])
     sent: list[dict[str, Tensor]] = []
+    kept: list[dict[str, Tensor]] = []
 
     def work() -> tuple[tuple[list[_Plain], Layout], list[dict[str, Tensor]]]:
         own = train()
         sent.extend(o.sent for o in own)
+        kept.extend(o.kept for o in own)
         plain = [
             _Plain(o.loss, o.steps, o.samples, o.finite, o.seconds, o.bytes_up, o.bytes_down) for o in own
         ]
-        return (plain, Layout.of(sent)), [o.kept for o in own]
+        return (plain, Layout.of(sent)), kept if kept_everywhere else [{} for _ in own]
 
     reports = exchange_tensors(ranks, work, device)
     uploads = share_uploads(ranks, clients, shares, sent, [layout for (_, layout), _ in reports], device)
     found: dict[int, Outcome] = {}
-    for share, ((plain, _), rows) in zip(shares, reports, strict=True):
-        for position, values, kept in zip(share, plain, rows, strict=True):
-            found[position] = Outcome({}, kept, *values)
+    for rank, (share, ((plain, _), rows)) in enumerate(zip(shares, reports, strict=True)):
+        staying = kept if rank == ranks.rank and not kept_everywhere else rows
+        for position, values, row in zip(share, plain, staying, strict=True):
+            found[position] = Outcome({}, row, *values)
     return [found[position] for position in range(len(clients))], uploads
 
 

@@ -93,15 +93,10 @@ class DiskTable(ParameterTable):
             ValueError: names, shapes or dtypes that differ from the row's.
             OSError: the disk is full or not writable; names the file.
         """
-        layouts = [self._layouts[self._start(row)] for row in rows]
-        for (row, parameters), layout in zip(rows.items(), layouts, strict=True):
-            if signature(parameters) != layout.signature:
-                raise ValueError(f"row {row}: expected {layout.signature}, got {signature(parameters)}")
+        layouts = self._layouts_of(rows)
         newer = self._next_version()
-        for (row, parameters), layout in zip(rows.items(), layouts, strict=True):
-            slot = self._slots.free(row)
-            layout.write(row, slot, parameters)
-            self._slots.current[row] = slot
+        newer._write(rows, layouts)
+        newer._point_to(rows)
         return newer
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,6 +139,28 @@ class DiskTable(ParameterTable):
         """Keep what the new checkpoint refers to; the last but one may be overwritten."""
         self._slots.kept_before, self._slots.kept = self._slots.kept, self._slots.current.copy()
 
+    @property
+    def newest(self) -> bool:
+        """Whether the files still hold this version."""
+        return self._version == self._slots.version
+
+    def _layouts_of(self, rows: Mapping[int, Mapping[str, Tensor]]) -> list[_Layout]:
+        """Where rows are to be written, once it is known that they can be."""
+        layouts = [self._layouts[self._start(row)] for row in rows]
+        for (row, parameters), layout in zip(rows.items(), layouts, strict=True):
+            if signature(parameters) != layout.signature:
+                raise ValueError(f"row {row}: expected {layout.signature}, got {signature(parameters)}")
+        return layouts
+
+    def _write(self, rows: Mapping[int, Mapping[str, Tensor]], layouts: Iterable[_Layout]) -> None:
+        for (row, parameters), layout in zip(rows.items(), layouts, strict=True):
+            layout.write(row, self._slots.free(row), parameters)
+
+    def _point_to(self, rows: Iterable[int]) -> None:
+        """From now on what has just been written is these rows."""
+        for row in rows:
+            self._slots.current[row] = self._slots.free(row)
+
     def _start(self, row: int) -> int:
         self._refuse_stale()
         if row not in self:
@@ -151,14 +168,14 @@ class DiskTable(ParameterTable):
         return int(self._start_of[row])
 
     def _next_version(self) -> DiskTable:
-        newer = object.__new__(DiskTable)
+        newer = object.__new__(type(self))
         newer.__dict__.update(self.__dict__)
         self._slots.version += 1
         newer._version = self._slots.version
         return newer
 
     def _refuse_stale(self) -> None:
-        if self._version != self._slots.version:
+        if not self.newest:
             raise RuntimeError("this table on disk has been replaced by a newer one: read that")
 
 
@@ -181,25 +198,30 @@ class _Layout:
 
     def __init__(self, kind: Signature, path: Path | None, device: torch.device) -> None:
         self.signature = kind
-        self._path = path
+        self.path = path
         self._device = device
         self._size = sum(shape.numel() * dtype.itemsize for _, shape, dtype in kind)
 
     @cached_property
     def _file(self) -> int:
-        if self._path is None:
+        if self.path is None:
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
         else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            sync(self._path.parent)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            sync(self.path.parent)
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
+    def identity(self) -> tuple[int, int]:
+        """What the file is on this machine, whatever its name."""
+        status = os.fstat(self._file)
+        return status.st_dev, status.st_ino
+
     def require_file(self) -> None:
-        if self._path is not None and not self._path.exists():
-            raise FileNotFoundError(f"{self._path} is gone, with the personal state of clients")
+        if self.path is not None and not self.path.exists():
+            raise FileNotFoundError(f"{self.path} is gone, with the personal state of clients")
         _ = self._file
 
     def read(self, row: int, slot: int) -> dict[str, Tensor]:
@@ -244,7 +266,7 @@ class _Layout:
                     raise OSError(errno.EIO, f"{done} of {expected} bytes at {place}")
                 place += expected
         except OSError as error:
-            where = "a temporary file" if self._path is None else str(self._path)
+            where = "a temporary file" if self.path is None else str(self.path)
             raise OSError(error.errno, f"{error.strerror}: personal state of row {row}", where) from error
 
 

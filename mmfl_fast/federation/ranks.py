@@ -8,6 +8,7 @@ Reports are pickled, as the messages of ``torch.distributed`` are: the processes
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -27,7 +28,8 @@ Result = TypeVar("Result")
 # What torchrun gives a process; the same that torch.distributed reads.
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A dead process is noticed at once. This is for one that hangs, and longer than any share of a round.
-_PATIENCE = timedelta(minutes=30)
+_PATIENCE = "MMFL_PATIENCE"
+_MINUTES = 30.0
 
 
 class RankError(RuntimeError):
@@ -163,7 +165,7 @@ class Ranks:
         own = _gpu_identity(device)
         every = self.exchange(lambda: own)
         if None not in every and len(set(every)) == self.world and dist.is_nccl_available():
-            self._between_gpus = dist.new_group(backend="nccl", timeout=_PATIENCE)
+            self._between_gpus = dist.new_group(backend="nccl", timeout=patience())
 
     def part(self) -> None:
         """Close the connections, which the other ranks notice."""
@@ -182,7 +184,11 @@ class Ranks:
 
     @contextmanager
     def ending_in_order(self) -> Iterator[None]:
-        """Take the first SIGTERM inside the block as a wish that the next exchange tells everybody."""
+        """Take the first SIGTERM inside the block as a wish that the next exchange tells everybody.
+
+        It is taken so after the block, too, if another rank is lost: a launcher then sends one to all that
+        are left, and who lost it has yet to say so.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -196,7 +202,12 @@ class Ranks:
         signal.signal(signal.SIGTERM, stop)
         try:
             yield
-        finally:
+        except RankError:
+            raise
+        except BaseException:
+            signal.signal(signal.SIGTERM, before)
+            raise
+        else:
             signal.signal(signal.SIGTERM, before)
 
     def _collect(self, own: _Report) -> _Verdict:
@@ -278,12 +289,31 @@ def launcher() -> list[str]:
     return ["torchrun", *several, "--nproc-per-node", here, "-m", "mmfl_fast"]
 
 
+def patience() -> timedelta:
+    """How long a process waits for one that does not answer: ``MMFL_PATIENCE`` minutes, 30 if it is not set.
+
+    Raises:
+        ValueError: it is not a positive number.
+    """
+    given = os.environ.get(_PATIENCE, "")
+    try:
+        minutes = float(given or _MINUTES)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"{_PATIENCE} must be a positive number of minutes; got {given!r}")
+    return timedelta(minutes=minutes)
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The processes of this run, connected while the block lasts; a block inside another has the same.
 
     A process that no launcher started is alone, unless ``torch.distributed`` is initialised already. It stays
     so after the block.
+
+    Raises:
+        ValueError: ``MMFL_PATIENCE`` is not a number of minutes.
     """
     global _joined
     if _joined is not None:
@@ -294,9 +324,9 @@ def joined() -> Iterator[Ranks]:
         return
     if not dist.is_initialized():
         # For the rest of the process: a second one at the same address could meet what is left of the first.
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=timedelta(minutes=_MINUTES))
     # It ends with the block, and so tells the others, also where the process goes on.
-    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=patience())
     ranks = _joined = Ranks(dist.get_rank(), dist.get_world_size(), group)
     try:
         with ranks.ending_in_order():

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmfl_fast.data import Client
 from mmfl_fast.federation.agreement import state_of_first
 from mmfl_fast.federation.algorithm import State
-from mmfl_fast.federation.checkpoints import AnyState
+from mmfl_fast.federation.checkpoints import AnyState, note_checkpoint
 from mmfl_fast.federation.ranks import RankError, Ranks
 from mmfl_fast.federation.run_directory import RunDirectory
 
@@ -22,7 +22,7 @@ class SharedRunDirectory:
     """As :class:`~mmfl_fast.federation.run_directory.RunDirectory`, called in all ranks.
 
     While it is a context, :meth:`whole` says how far the run is. If a rank is lost inside, rank 0 keeps a
-    checkpoint of that, and the error says how to go on from there.
+    checkpoint of that, unless rows on disk have been written over since, and the error says how to go on.
     """
 
     def __init__(self, ranks: Ranks, path: Path, config: Mapping[str, Any], resume: bool) -> None:
@@ -84,6 +84,8 @@ class SharedRunDirectory:
     def checkpoint(self, rounds_done: int, state: State) -> None:
         """Keep the state so that a resumed run, of any number of ranks, continues from here."""
         self._write(lambda own: own.checkpoint(rounds_done, state))
+        if self._own is None:
+            note_checkpoint(state)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result."""
@@ -99,11 +101,14 @@ class SharedRunDirectory:
     def _rescued(self) -> str:
         """Keep what is whole, and say how to go on from it."""
         command = "the same with resume" if self._command is None else f"`{self._resume_command()}`"
+        newest = f"go on from the newest checkpoint in {self._path}: {command}"
         if self._own is None:
-            return f"go on from the newest checkpoint in {self._path}: {command}"
+            return newest
         if self._whole is None or not self._whole[0]:
             return f"no round was complete; start again: {command}"
         rounds_done, metrics_size, state = self._whole
+        if not state.personal.newest:
+            return newest
         self._own.checkpoint(rounds_done, state, metrics_size)
         until = f"{self._path} has the run up to round {rounds_done}"
         return f"{until}; go on from there, with any number of processes: {command}"

@@ -27,6 +27,7 @@ from mmfl_fast.federation.cohorts import cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.disk_table import DiskTable
 from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
+from mmfl_fast.federation.garbage import searched_once
 from mmfl_fast.federation.local_training import LocalResult, train_clients
 from mmfl_fast.federation.mixed_precision import in_bfloat16
 from mmfl_fast.federation.modality_alone import modality_alone
@@ -35,6 +36,7 @@ from mmfl_fast.federation.progress import RoundProgress
 from mmfl_fast.federation.rank_shares import share_by_cost
 from mmfl_fast.federation.ranks import Ranks, is_first, joined
 from mmfl_fast.federation.sampling import evaluated_clients, sample_clients, sample_indices
+from mmfl_fast.federation.shared_disk_table import SharedDiskTable
 from mmfl_fast.federation.shared_evaluation import predictions_of_all
 from mmfl_fast.federation.shared_run_directory import SharedRunDirectory
 from mmfl_fast.federation.standardisation import standardise
@@ -149,6 +151,9 @@ def simulate(
                 if last or (number + 1) % engine.checkpoint_every == 0:
                     directory.checkpoint(number + 1, state)
             bar.advance(line)
+            if number == done:
+                # The first round imports and records what all others need.
+                stack.enter_context(searched_once())
         if evaluation is None:
             evaluation = run.evaluate(state)
         final = evaluation.as_dict()
@@ -195,8 +200,6 @@ class _Run:
         ranks: Ranks,
         out: Path | None = None,
     ) -> None:
-        if ranks.world > 1 and engine.client_state == "disk":
-            raise ValueError("client_state must be 'memory' in a run of several processes; got 'disk'")
         self._ranks = ranks
         self.device = ranks.own_gpu(resolve_device(engine.device))
         self._algorithm = algorithm
@@ -225,7 +228,12 @@ class _Run:
             state = algorithm.setup(self._federation, generator)
         if engine.client_state == "disk":
             folder = None if out is None else out / "personal"
-            state = replace(state, personal=DiskTable(state.personal, folder, self.device))
+            table = (
+                DiskTable(state.personal, folder, self.device)
+                if ranks.world == 1
+                else SharedDiskTable(state.personal, folder, self.device, ranks)
+            )
+            state = replace(state, personal=table)
         self.initial_state: State = to_device(state, self.device)
         self._tested = evaluated_clients(self._federation.clients, engine.evaluate_clients, seed)
 
@@ -242,7 +250,12 @@ class _Run:
             sample_indices(self._federation.clients, engine.participation, number + 1, self._seed)
         )
         outcomes, uploads = outcomes_of_all(
-            self._ranks, clients, shares, lambda: self._train(mine, starts, number), self.device
+            self._ranks,
+            clients,
+            shares,
+            lambda: self._train(mine, starts, number),
+            self.device,
+            kept_everywhere=engine.client_state == "memory",
         )
         self._refuse_diverged(clients, outcomes, number)
         trained = time.perf_counter()

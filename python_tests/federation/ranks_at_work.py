@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from mmfl_fast import algorithms, data
 from mmfl_fast.federation import run_directory, simulation
 from mmfl_fast.federation.checkpoints import state_tensors, with_state_tensors
 from mmfl_fast.federation.config import option_names
+from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.ranks import joined
+from mmfl_fast.federation.shared_disk_table import SharedDiskTable
 
 MODEL = {
     "width": 8,
@@ -76,8 +80,10 @@ def told(work):
 
 def keep(folder, name, result):
     """Write a result, as this rank has it."""
-    rank = os.environ.get("RANK", "0")
-    tensors = {n: t.contiguous().clone() for n, t in state_tensors(result.state).items()}
+    rank, state = os.environ.get("RANK", "0"), result.state
+    # As a table in memory, also where the rows lie in files.
+    state = replace(state, personal=ParameterTable({row: state.personal[row] for row in state.personal}))
+    tensors = {n: t.contiguous().clone() for n, t in state_tensors(state).items()}
     save_file({**tensors, "per_client": result.final["per_client"]}, folder / f"{name}-{rank}.safetensors")
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in result.history]
     (folder / f"{name}-{rank}.json").write_text(json.dumps(lines))
@@ -95,6 +101,13 @@ def other_paths(folder):
     keep(folder, "threads", mf.run(federation(), "m3fed", rounds=2, config=SMALL))
     torch.set_num_threads(1)
     keep(folder, "stacks", mf.run(federation(), "fedavg", rounds=2, config={**SMALL, "chunk": 2}))
+
+
+def on_disk(folder):
+    """In temporary files; of ``local`` nothing else is exchanged."""
+    for method in ("local", "per-fedavg"):
+        config = options(method, participation=0.9, evaluate_every=2, client_state="disk")
+        keep(folder, f"{method}-on-disk", mf.run(federation(), method, rounds=2, config=config))
 
 
 def goes_on(folder, rounds, resume):
@@ -144,7 +157,6 @@ def failures(folder, rank) -> dict[str, Any]:
     found = {
         "config": told(lambda: run(momentum=0.1 * rank)),
         "seed": told(lambda: mf.run(federation(), "fedavg", rounds=1, seed=rank)),
-        "table": told(lambda: run(client_state="disk")),
     }
     with Sabotage(1, simulation, "train_clients", raises):
         found["error"] = told(run)
@@ -176,6 +188,7 @@ def two_ranks(folder, rank):
     with joined():
         every_method(folder, algorithms.names())
         other_paths(folder)
+        on_disk(folder)
         goes_on(folder, 3, False)
         found = failures(folder, rank)
     (folder / f"failures-{rank}.json").write_text(json.dumps(found))
@@ -183,33 +196,70 @@ def two_ranks(folder, rank):
 
 def four_ranks(folder, rank):
     with joined():
-        every_method(folder, ("m3fed", "fedavg", "mfcpl"))
+        every_method(folder, ("m3fed", "mfcpl"))
         keep(folder, "goes-on", goes_on(folder.parent / "two_ranks", 5, True))
+        keep(folder, "resumed", survives(folder.parent / "dying_writers" / "run"))
     found = told(lambda: mf.run(data.Federation("few", federation().tasks[1:]), "fedavg", rounds=1))
     (folder / f"crowd-{rank}.json").write_text(json.dumps(found))
 
 
+DYING = {**SMALL, "checkpoint_every": 2, "client_state": "disk"}
+
+
+def dies(folder, rank):
+    """A run of which a rank is killed in round 4; the last checkpoint is of round 2."""
+    found = told(
+        lambda: mf.run(
+            federation(),
+            "m3fed",
+            rounds=6,
+            out=folder / "run",
+            config=DYING,
+            described={"command": "mmfl-fast run mine.yaml"},
+        )
+    )
+    (folder / f"told-{rank}.json").write_text(json.dumps(found))
+
+
+def survives(run):
+    return mf.run(federation(), "m3fed", rounds=6, out=run, config=DYING, resume=True)
+
+
 def dying_ranks(folder, rank):
-    """Rank 2 of three is killed in round 4; the last checkpoint is of round 2."""
+    """Rank 2 of three is killed while it trains."""
     original = simulation.train_clients
 
-    def dies(*arguments):
+    def killed(*arguments):
         if arguments[3] == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments)
 
-    with Sabotage(2, simulation, "train_clients", dies):
-        found = told(
-            lambda: mf.run(
-                federation(),
-                "m3fed",
-                rounds=6,
-                out=folder / "run",
-                config={**SMALL, "checkpoint_every": 2},
-                described={"command": "mmfl-fast run mine.yaml"},
-            )
-        )
+    with Sabotage(2, simulation, "train_clients", killed):
+        dies(folder, rank)
+
+
+def dying_writers(folder, rank):
+    """Rank 1 of two is killed when it has written the state of its clients."""
+    original, rounds = SharedDiskTable._write, []
+
+    def killed(*arguments):
+        original(*arguments)
+        rounds.append(len(rounds))
+        if len(rounds) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with Sabotage(1, SharedDiskTable, "_write", killed):
+        dies(folder, rank)
+
+
+def hanging_ranks(folder, rank):
+    """Rank 1 of two does not come back from its training."""
+    os.environ["MMFL_PATIENCE"] = "0.1"
+    (folder / f"process-{rank}").write_text(str(os.getpid()))
+    with Sabotage(1, simulation, "train_clients", lambda *_: time.sleep(1000)):
+        found = told(lambda: mf.run(federation(), "fedavg", rounds=1, config=SMALL))
     (folder / f"told-{rank}.json").write_text(json.dumps(found))
+    os.kill(int((folder / "process-1").read_text()), signal.SIGKILL)
 
 
 def one_process(folder, rank):
@@ -218,10 +268,8 @@ def one_process(folder, rank):
     keep(folder, "drift", mf.run(federation(), "fedavg", rounds=3, config=SMALL))
     config = {**SMALL, "participation": 0.8}
     keep(folder, "goes-on", mf.run(federation(), "m3fed", rounds=5, config=config))
-    resumed = {**SMALL, "checkpoint_every": 2}
-    run = folder.parent / "dying_ranks" / "run"
-    keep(folder, "resumed", mf.run(federation(), "m3fed", rounds=6, out=run, config=resumed, resume=True))
-    keep(folder, "whole", mf.run(federation(), "m3fed", rounds=6, config=resumed))
+    keep(folder, "resumed", survives(folder.parent / "dying_ranks" / "run"))
+    keep(folder, "whole", mf.run(federation(), "m3fed", rounds=6, config=SMALL))
 
 
 def start(folder: Path, work: Any, world: int) -> None:
@@ -251,5 +299,12 @@ def start(folder: Path, work: Any, world: int) -> None:
 if __name__ == "__main__":
     for method in algorithms.names():
         algorithms.get(method)
-    for work, world in ((two_ranks, 2), (four_ranks, 4), (dying_ranks, 3), (one_process, 1)):
+    for work, world in (
+        (two_ranks, 2),
+        (dying_ranks, 3),
+        (dying_writers, 2),
+        (hanging_ranks, 2),
+        (four_ranks, 4),
+        (one_process, 1),
+    ):
         start(Path(sys.argv[1]), work, world)

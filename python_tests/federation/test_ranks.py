@@ -72,7 +72,7 @@ def test_two_processes_end_where_one_does(worked, method):
         assert [line["accuracy"] for line in history] == [line["accuracy"] for line in expected]
 
 
-@pytest.mark.parametrize("method", ["m3fed", "fedavg", "mfcpl"])
+@pytest.mark.parametrize("method", ["m3fed", "mfcpl"])
 def test_four_processes_end_where_one_does(worked, method):
     for rank in range(4):
         shared = worked / "four_ranks" / f"{method}-{rank}.safetensors"
@@ -83,6 +83,14 @@ def test_four_processes_end_where_one_does(worked, method):
 def test_threads_and_stacks_inside_a_process(worked, path):
     alone, shared = (worked / work / f"{path}-0.safetensors" for work in ("one_process", "two_ranks"))
     assert difference(shared, alone) <= 1e-6
+
+
+@pytest.mark.parametrize("method", ["local", "per-fedavg"])
+def test_personal_state_on_disk_ends_where_it_does_in_memory(worked, method):
+    alone = worked / "one_process" / f"{method}-0.safetensors"
+    for rank in (0, 1):
+        shared = worked / "two_ranks" / f"{method}-on-disk-{rank}.safetensors"
+        assert difference(shared, alone) <= 1e-6
 
 
 def test_all_processes_have_the_same_bits(worked):
@@ -98,31 +106,63 @@ def test_a_run_of_two_processes_goes_on_in_four(worked):
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3, 4, 5]
 
 
-def test_a_dead_process_stops_the_others_and_the_run_can_go_on(worked):
-    folder = worked / "dying_ranks"
-    assert json.loads((folder / "ended.json").read_text()) == [0, 0, -signal.SIGKILL]
-    first, second = (json.loads((folder / f"told-{rank}.json").read_text()) for rank in (0, 1))
-    for told in (first, second):
-        assert told.startswith("RankError: rank 2 of 3 died, or no longer answered; ")
+def told_by_survivors(worked, work, whole):
+    """What all ranks but the last, which was killed, said; the resumed run ends where a whole one does."""
+    folder = worked / work
+    *survived, killed = json.loads((folder / "ended.json").read_text())
+    assert not any(survived)
+    assert killed == -signal.SIGKILL
+    every = [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(len(survived))]
+    last = len(survived)
+    for told in every:
+        assert told.startswith(f"RankError: rank {last} of {last + 1} died, or no longer answered; ")
         assert told.endswith(f"`mmfl-fast run mine.yaml --out {folder / 'run'} --resume`")
+    assert difference(whole, worked / "one_process" / "whole-0.safetensors") <= 1e-6
+    return every
+
+
+def test_a_dead_process_stops_the_others_and_the_run_can_go_on(worked):
+    resumed = worked / "one_process" / "resumed-0.safetensors"
+    first, second = told_by_survivors(worked, "dying_ranks", resumed)
     # The last checkpoint of its own was of round 2.
     assert "has the run up to round 3" in first
     assert "go on from the newest checkpoint" in second
-    resumed, whole = (worked / "one_process" / f"{name}-0.safetensors" for name in ("resumed", "whole"))
-    assert difference(resumed, whole) <= 1e-6
+
+
+def test_a_process_that_dies_after_rows_were_written_over_leaves_the_checkpoint_before(worked):
+    for rank in range(4):
+        resumed = worked / "four_ranks" / f"resumed-{rank}.safetensors"
+        (told,) = told_by_survivors(worked, "dying_writers", resumed)
+        assert "go on from the newest checkpoint" in told
+    metrics = (worked / "dying_writers" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_process_that_hangs_is_given_up_on(worked):
+    told = json.loads((worked / "hanging_ranks" / "told-0.json").read_text())
+    assert told == "RankError: rank 1 of 2 died, or no longer answered"
+    assert json.loads((worked / "hanging_ranks" / "ended.json").read_text()) == [0, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("", 1800), ("0.5", 30)])
+def test_patience_is_a_number_of_minutes(monkeypatch, given, seconds):
+    monkeypatch.setenv("MMFL_PATIENCE", given)
+    assert ranks.patience().total_seconds() == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf"])
+def test_patience_that_is_none_is_refused(monkeypatch, given):
+    monkeypatch.setenv("MMFL_PATIENCE", given)
+    with pytest.raises(
+        ValueError, match=f"MMFL_PATIENCE must be a positive number of minutes; got '{given}'"
+    ):
+        ranks.patience()
 
 
 def test_processes_that_were_not_started_alike_are_refused(worked):
     for found in failures(worked):
         assert "started alike: momentum is 0.1 in rank 1, 0.0 in rank 0" in found["config"]
         assert "started alike: seed is 1 in rank 1, 0 in rank 0" in found["seed"]
-
-
-def test_personal_state_on_disk_is_for_one_process(worked):
-    for found in failures(worked):
-        assert found["table"].endswith(
-            "client_state must be 'memory' in a run of several processes; got 'disk'"
-        )
 
 
 def test_a_failure_in_one_process_is_told_in_all(worked):
@@ -225,6 +265,14 @@ def test_a_process_alone_exchanges_nothing(monkeypatch):
     assert ranks.is_first()
     assert not ranks.launched()
     assert ranks.launcher() == ["mmfl-fast"]
+
+
+def test_who_has_lost_another_is_not_ended_before_it_can_say_so():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ranks.RankError, match="gone"), ranks.Ranks().ending_in_order():
+        raise ranks.RankError("gone")
+    signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_command_of_several_machines(monkeypatch):

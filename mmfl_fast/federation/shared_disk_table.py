@@ -1,0 +1,111 @@
+"""Rows of a table in files that all ranks of a machine share."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmfl_fast.federation.disk_table import DiskTable
+from mmfl_fast.federation.parameter_table import ParameterTable
+from mmfl_fast.federation.ranks import Ranks
+
+# Tells machines of one name apart.
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class SharedDiskTable(DiskTable):
+    """As :class:`~mmfl_fast.federation.disk_table.DiskTable`, in all ranks of a run.
+
+    Each rank writes the rows of the clients that it has trained, all know which slot is whose, and any reads
+    any row. A system gives all processes of a machine the same view of a file, which network file systems
+    do not do: ranks on other machines are refused.
+
+    Args:
+        table: the rows to begin with, the same in all ranks.
+        folder: of the files; None takes temporary ones.
+        device: where the tensors read are put.
+        ranks: of the run.
+    """
+
+    def __init__(
+        self, table: ParameterTable, folder: Path | None, device: torch.device, ranks: Ranks
+    ) -> None:
+        super().__init__(table, folder, device)
+        self._ranks = ranks
+        self._temporary = folder is None
+        self._together = False
+
+    def replace(self, rows: Mapping[int, Mapping[str, Tensor]]) -> DiskTable:
+        """Write this rank's rows, and return the table that has those of all ranks, who call this together.
+
+        Raises:
+            KeyError, ValueError: as of the table of one process.
+            ValueError: another rank has other files.
+            OSError: the disk is full or not writable; names the file.
+            RankError: another rank failed, or is gone.
+        """
+        if self._layouts and not self._together:
+            self._open_together()
+        # First of all: from here on a row may be written over that a checkpoint of this version would need.
+        newer = self._next_version()
+        # Nobody writes while another might still give up on the round.
+        layouts = self._ranks.everywhere(lambda: newer._layouts_of(rows))
+
+        def write() -> list[int]:
+            newer._write(rows, layouts)
+            return list(rows)
+
+        for written in self._ranks.exchange(write):
+            newer._point_to(written)
+        return newer
+
+    def _open_together(self) -> None:
+        """Open the files in all ranks, rank 0 first, which makes them."""
+        ranks, layouts = self._ranks, list(dict.fromkeys(self._layouts))
+
+        def make() -> str | None:
+            name = tempfile.mkdtemp() if self._temporary else None
+            place(name)
+            for layout in layouts:
+                layout.identity()
+            return name
+
+        def place(name: str | None) -> None:
+            for number, layout in enumerate(layouts):
+                if name is not None:
+                    layout.path = Path(name) / f"rows-{number}.bin"
+
+        def look() -> tuple[str, list[tuple[int, int]]] | None:
+            if not ranks.first:
+                place(name)
+            try:
+                for layout in layouts:
+                    layout.require_file()
+            except FileNotFoundError:
+                return None
+            return _machine(), [layout.identity() for layout in layouts]
+
+        name = ranks.from_first(make)
+        try:
+            seen = ranks.exchange(look)
+        finally:
+            # Open files outlive their names.
+            if name is not None and ranks.first:
+                shutil.rmtree(name)
+        other = next((rank for rank, theirs in enumerate(seen) if theirs != seen[0]), None)
+        if other is not None:
+            raise ValueError(
+                "client_state='disk' is for processes of one machine, which share its files: rank "
+                f"{other} does not see those of rank 0 ({layouts[0].path}); use client_state='memory'"
+            )
+        self._together = True
+
+
+def _machine() -> str:
+    return _BOOT.read_text() if _BOOT.exists() else platform.node()
