@@ -13,6 +13,7 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Kernels of mmfl_fast. They take torch tensors; callers check them; see mmfl_fast.kernels.";
   m.def("set_exchange", &mmfl::set_exchange, py::arg("capsule").none(true));
+  m.def("alike", &mmfl::alike, py::arg("tensors"), py::arg("segments"), py::arg("types"));
   mmfl::register_gram(m);
   mmfl::register_mix(m);
   mmfl::register_cross_gram_sq(m);

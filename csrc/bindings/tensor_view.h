@@ -30,6 +30,9 @@ class TensorView {
   // One that is_known refuses if it is none of the four.
   DType dtype() const;
   bool has(dlpack::TypeCode code, int bits) const;
+  // Only between tensors that were read through the table: attributes leave out the device.
+  bool on_device_of(const TensorView& other) const;
+  bool has_form_of(const TensorView& other) const;
 
  private:
   void read_attributes(pybind11::handle tensor);
@@ -37,5 +40,10 @@ class TensorView {
   dlpack::Tensor view_;
   std::vector<std::int64_t> axes_;
 };
+
+// Whether tensors [lines, segments] are of these Python types, on one device, and in each line of the shapes
+// and dtypes of the first. False also where that cannot be told: without torch's table, or for tensors that
+// it does not describe.
+bool alike(const pybind11::list& tensors, std::int64_t segments, const pybind11::tuple& types);
 
 }  // namespace mmfl

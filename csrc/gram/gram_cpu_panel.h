@@ -30,9 +30,11 @@ struct Tile {
 // both.
 template <typename T>
 inline void pack_quad(const T* const* rows, const T* shift, const T* own, std::int64_t vectors, T* to,
-                      typename Simd<T>::Vector* sums, typename Simd<T>::Vector* products) {
+                      typename Simd<T>::Vector* sums, typename Simd<T>::Vector* products,
+                      Prefetch& prefetch) {
   using Vector = typename Simd<T>::Vector;
   constexpr int kLanes = Simd<T>::kLanes;
+  LinesAhead ahead = prefetch.lines;
   const T* from[kQuad];
   Vector mean[kQuad], sum[kQuad], pairs[kQuad][kQuad];
   for (int i = 0; i < kQuad; ++i) {
@@ -44,6 +46,7 @@ inline void pack_quad(const T* const* rows, const T* shift, const T* own, std::i
   for (std::int64_t p = 0; p < vectors * kLanes; p += kLanes, to += kQuad * kLanes) {
     const Vector common = load(shift + p);
     Vector packed[kQuad];
+    ahead.ask<1>();
     for (int i = 0; i < kQuad; ++i) {
       packed[i] = (load(from[i] + p) - common) - mean[i];
       store(to + i * kLanes, packed[i]);
@@ -53,14 +56,12 @@ inline void pack_quad(const T* const* rows, const T* shift, const T* own, std::i
       for (int j = 0; j < kQuad; ++j)
         if (i <= j) pairs[i][j] += packed[i] * packed[j];
   }
+  prefetch.lines = ahead;
   for (int i = 0; i < kQuad; ++i) {
     sums[i] = sum[i];
     for (int j = 0; j < kQuad; ++j) products[product_at(i, j)] = i <= j ? pairs[i][j] : pairs[j][i];
   }
 }
-
-// So few rows are packed and multiplied block by block, inside the first-level cache.
-inline bool one_group(std::int64_t rows) { return rows <= kGroup * kQuad; }
 
 template <typename T>
 class Panel {
@@ -108,7 +109,7 @@ class Panel {
       clear_sums();
     }
     const Block block = block_at<T>(args_, tile.first + at);
-    rows_.locate(block);
+    rows_.locate(block, prefetch);
     const T* shift = shift_of(block);
     T* to = packed_ + (whole_tile_ ? at * quads * kQuad : 0);
     // So that the columns behind the last one are zero when they are packed.
@@ -169,7 +170,8 @@ class Panel {
     clear_sums();
     for (std::int64_t at = 0; at < tile.count; at += kBlock<T>) {
       const Block block = block_at<T>(args_, tile.first + at);
-      rows_.locate(block);
+      Prefetch none;
+      rows_.locate(block, none);
       const T* shift = shift_of(block);
       for (std::int64_t r = 0; r < count; ++r) {
         const T* row = rows_.at()[r];
@@ -192,7 +194,7 @@ class Panel {
   void pack_quads(const Block& block, const T* shift, T* to, Prefetch& prefetch) {
     for (std::int64_t q = 0; q < quads; ++q) {
       pack_quad(rows_.at() + q * kQuad, shift, own_ + q * kQuad, block.vectors, to + q * kQuad * kBlock<T>,
-                sums_ + q * kQuad, products_ + q * kQuad * kQuad);
+                sums_ + q * kQuad, products_ + q * kQuad * kQuad, prefetch);
       prefetch.step();
     }
   }

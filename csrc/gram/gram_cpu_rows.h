@@ -5,50 +5,11 @@
 #include "common/simd.h"
 #include "common/simd_pack.h"
 #include "common/simd_scratch.h"
-#include "gram/gram.h"
+#include "gram/gram_cpu_blocks.h"
+#include "gram/gram_cpu_prefetch.h"
 
 namespace mmfl {
 namespace MMFL_SIMD {
-
-static inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-static inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-
-// Columns of a block: a few rows of it and their sums fit a first-level cache.
-template <typename T>
-constexpr std::int64_t kBlock = 1024 / static_cast<std::int64_t>(sizeof(T));
-
-// `count` columns from `first`, read as whole vectors with zeros behind.
-struct Block {
-  std::int64_t first;
-  std::int64_t count;
-  std::int64_t vectors;
-  std::int64_t segment;  // that holds `first`
-  bool in_segment;       // all of it
-};
-
-inline std::int64_t segment_of(const GramRows& args, std::int64_t column) {
-  std::int64_t low = 0, high = args.segments;
-  while (high - low > 1) {
-    const std::int64_t middle = (low + high) / 2;
-    if (args.starts[middle] <= column) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-template <typename T>
-Block block_at(const GramRows& args, std::int64_t first) {
-  Block block;
-  block.first = first;
-  block.count = smaller(kBlock<T>, args.starts[args.segments] - first);
-  block.vectors = (block.count + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
-  block.segment = segment_of(args, first);
-  block.in_segment = first + block.count <= args.starts[block.segment + 1];
-  return block;
-}
 
 // One row's columns of a block: in place if they can be read as whole vectors of T, else copied to `copy`.
 template <typename T>
@@ -105,7 +66,7 @@ class BlockRows {
   }
 
   // Finds the rows' columns; afterwards all of them are finite.
-  void locate(const Block& block) {
+  void locate(const Block& block, Prefetch& prefetch) {
     const bool goes_on = block.first == end_ && block.segment == segment_;
     if (in_place_ && goes_on && block.in_segment && block.count == kBlock<T>) {
       for (std::int64_t r = 0; r < round_up(count_, kSummed); ++r) at_[r] += kBlock<T>;
@@ -115,12 +76,11 @@ class BlockRows {
     }
     end_ = block.first + block.count;
     segment_ = block.segment;
-    add_up(block.vectors);
-    if (is_finite(sum_, block.vectors)) return;
+    if (add_up(block.vectors, prefetch)) return;
     for (std::int64_t r = 0; r < count_; ++r)
       if (!bad_[r] && !is_finite(at_[r], block.vectors)) bad_[r] = 1;
     read(block);
-    add_up(block.vectors);
+    add_up(block.vectors, prefetch);
   }
 
   // The centroid of the rows that are not left out. Found from differences, so that the centroid of equal
@@ -164,19 +124,41 @@ class BlockRows {
     in_place_ = in_place_ && finite_ > 0;
   }
 
-  // sum = the rows' differences from the pivot. Eight equal rows add up to eight of them without rounding.
-  void add_up(std::int64_t vectors) {
+  // sum = the rows' differences from the pivot; tells whether all of them are finite. Eight equal rows add up
+  // to eight of them without rounding.
+  bool add_up(std::int64_t vectors, Prefetch& prefetch) {
+    typename Simd<T>::Vector probes = {};
+    std::int64_t r = 0;
+    for (; r + kSummed < count_; r += 2 * kSummed) probes = add_rows<2>(r, vectors, prefetch);
+    if (r < count_) probes = add_rows<1>(r, vectors, prefetch);
+    return sum(probes) == 0;
+  }
+
+  // Adds kSummed rows from `first`, or twice as many. The result is zero, or NaN if the sums are not finite.
+  template <int kTimes>
+  typename Simd<T>::Vector add_rows(std::int64_t first, std::int64_t vectors, Prefetch& prefetch) {
     using Vector = typename Simd<T>::Vector;
-    for (std::int64_t r = 0; r < count_; r += kSummed) {
-      const T *a = at_[r], *b = at_[r + 1], *c = at_[r + 2], *d = at_[r + 3];
-      const T *e = at_[r + 4], *f = at_[r + 5], *g = at_[r + 6], *h = at_[r + 7];
-      for (std::int64_t p = 0; p < vectors * Simd<T>::kLanes; p += Simd<T>::kLanes) {
-        const Vector eight = ((load(a + p) + load(b + p)) + (load(c + p) + load(d + p))) +
-                             ((load(e + p) + load(f + p)) + (load(g + p) + load(h + p)));
-        const Vector before = r == 0 ? Vector{} : load(sum_ + p);
-        store(sum_ + p, before + (eight - load(pivot_ + p) * T(kSummed)));
+    LinesAhead ahead = prefetch.lines;
+    const T* rows[kTimes * kSummed];
+    for (int i = 0; i < kTimes * kSummed; ++i) rows[i] = at_[first + i];
+    const T* const pivot = pivot_;
+    T* const sums = sum_;
+    Vector probes = {};
+    for (std::int64_t p = 0; p < vectors * Simd<T>::kLanes; p += Simd<T>::kLanes) {
+      ahead.ask<4>();
+      const Vector pivots = load(pivot + p) * T(kSummed);
+      Vector total = first == 0 ? Vector{} : load(sums + p);
+      for (int i = 0; i < kTimes * kSummed; i += kSummed) {
+        Vector pairs[4];
+        for (int j = 0; j < 4; ++j) pairs[j] = load(rows[i + 2 * j] + p) + load(rows[i + 2 * j + 1] + p);
+        total += ((pairs[0] + pairs[1]) + (pairs[2] + pairs[3])) - pivots;
       }
+      store(sums + p, total);
+      // Zero for every finite x, NaN for the others; a sum could overflow.
+      probes += total * T(0);
     }
+    prefetch.lines = ahead;
+    return probes;
   }
 
   const GramRows& args_;

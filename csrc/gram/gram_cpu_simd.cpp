@@ -83,7 +83,7 @@ class Group {
     Vector* products = lanes_;
     for (std::int64_t q = left_quad_; q < left_end_; ++q) {
       for (std::int64_t r = diagonal_ ? q + 1 : right_quad_; r < right_end_; ++r, products += kProducts) {
-        multiply_quads<T>(left_.packed(at, q), right_.packed(at, r), vectors, at == 0, products);
+        multiply_quads<T>(left_.packed(at, q), right_.packed(at, r), vectors, at == 0, products, prefetch);
         prefetch.step();
       }
     }
@@ -155,10 +155,11 @@ class Gram {
     Scratch scratch(BlockRows<T>::bytes(rows_));
     if (!scratch.whole()) return out_of_memory_.raise();
     BlockRows<T> rows(args_, 0, rows_, scratch);
+    Prefetch none;
     const std::int64_t end = smaller(columns_, (tile + 1) * cut_.width);
     for (std::int64_t first = tile * cut_.width; first < end; first += kBlock<T>) {
       const Block block = block_at<T>(args_, first);
-      rows.locate(block);
+      rows.locate(block, none);
       rows.centroid(block.vectors, centroid_ + first);
     }
   }
@@ -192,13 +193,12 @@ class Gram {
     const std::int64_t end = smaller(columns_, cut_.first_tile(chunk + 1) * cut_.width);
     for (std::int64_t at = first; at < end; at += cut_.width) {
       const Tile tile{at, smaller(cut_.width, end - at)};
-      const std::int64_t next = at + tile.count;
-      const std::int64_t pairs = diagonal ? left.quads * (left.quads + 1) / 2 : left.quads * right.quads;
-      Prefetch prefetch(args_, left.first, left.count, next, smaller(cut_.width, end - next),
-                        pairs * cut_.width / kBlock<T>);
       if (one_group(rows_)) {
         Group<T> group(left, 0, left, 0);
         for (std::int64_t block = 0; block < tile.count; block += kBlock<T>) {
+          const std::int64_t following = at + block + kBlock<T>;
+          const NextBlock next(args_, smaller(following, end - 1));
+          Prefetch prefetch = following < end ? Prefetch(next) : Prefetch();
           left.pack(tile, block, prefetch);
           group.add(tile, block, prefetch);
         }
@@ -207,6 +207,10 @@ class Gram {
         finish_quads(left, tile, partial);
         continue;
       }
+      const std::int64_t next = at + tile.count;
+      const std::int64_t pairs = diagonal ? left.quads * (left.quads + 1) / 2 : left.quads * right.quads;
+      Prefetch prefetch(args_, left.first, left.count, next, smaller(cut_.width, end - next),
+                        pairs * cut_.width / kBlock<T>);
       pack(left, tile, prefetch);
       if (!diagonal) pack(right, tile, prefetch);
       for (std::int64_t q = 0; q < left.quads; q += kGroup) {

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.alike import alike
 from mmfl_fast.kernels.rows import row_shape, width
 from mmfl_fast.ops.tensors import INTEGER, as_floating, as_tensor, describe, is_floating
 
@@ -170,15 +171,8 @@ def _from_grid(
     if segments == 0:
         raise ValueError(f"{name}[0] must hold at least one tensor; it is empty")
     head = [_as_part(array, f"{name}[0][{key!r}]") for array, key in zip(arrays, keys, strict=False)]
-    # Thousands of tensors are compared as whole lists; only when that fails is the culprit looked for.
-    uniform = (
-        all(issubclass(kind, Tensor) for kind in set(map(type, arrays)))
-        and [tensor.shape for tensor in arrays] == [tensor.shape for tensor in head] * count
-        and [tensor.dtype for tensor in arrays] == [tensor.dtype for tensor in head] * count
-        and [tensor.device for tensor in arrays] == [head[0].device] * len(arrays)
-        and [tensor.layout for tensor in arrays] == [torch.strided] * len(arrays)
-    )
-    blocks = arrays if uniform else _checked_grid(arrays, head, keys, name)
+    # Thousands of tensors are looked at together; only when they differ is the culprit looked for.
+    blocks = arrays if alike(arrays, segments) else _checked_grid(arrays, head, keys, name)
     return Rows(
         blocks=blocks,
         segments=segments,
