@@ -34,8 +34,8 @@ static void pack_kernels(View kernels, float* to) {
   }
 }
 
-// Where the rows of a product begin, in what is read and in what is written. Tiles take them from here, so that
-// they are full whatever the width of a picture is.
+// Where the rows of a product begin, in what is read and in what is written. Tiles take them from here, so
+// that they are full whatever the width of a picture is.
 struct Rows {
   static constexpr std::int64_t kMost = 8 * kAcrossRows;
   std::int64_t count = 0;
@@ -43,7 +43,8 @@ struct Rows {
   std::int64_t to[kMost];
 };
 
-// What a row has: `outer` times `inner` runs of `length` numbers that lie `step` apart.
+// What a row has: `outer` times `inner` runs of `length` numbers that lie `step` apart. Each of the outer
+// ones is summed for itself, which loses less.
 struct Depth {
   std::int64_t outer;
   std::int64_t outer_stride;
@@ -55,12 +56,13 @@ struct Depth {
 
 // `finish(to, j, sums, count)` takes `count` elements from column j on of the row that is written to `to`.
 template <int kRows, typename Finish>
-static inline void run_tile(const float* data, const Rows& rows, std::int64_t first, Depth depth, const float* b,
-                            std::int64_t j, int columns, Finish finish) {
+static inline void run_tile(const float* data, const Rows& rows, std::int64_t first, Depth depth,
+                            const float* b, std::int64_t j, int columns, Finish finish) {
   const float* left[kRows];
   for (int i = 0; i < kRows; ++i) left[i] = data + rows.from[first + i];
-  Floats sums[kRows][2] = {};
-  for (std::int64_t outer = 0; outer < depth.outer; ++outer)
+  Floats totals[kRows][2];
+  for (std::int64_t outer = 0; outer < depth.outer; ++outer) {
+    Floats sums[kRows][2] = {};
     for (std::int64_t inner = 0; inner < depth.inner; ++inner) {
       std::int64_t at = outer * depth.outer_stride + inner * depth.inner_stride;
       for (std::int64_t k = 0; k < depth.length; ++k, at += depth.step, b += kAcrossColumns) {
@@ -74,16 +76,20 @@ static inline void run_tile(const float* data, const Rows& rows, std::int64_t fi
         }
       }
     }
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < 2; ++v) totals[i][v] = outer > 0 ? totals[i][v] + sums[i][v] : sums[i][v];
+  }
   const int whole = columns < kFloatLanes ? columns : kFloatLanes;
   for (int i = 0; i < kRows; ++i) {
-    finish(rows.to[first + i], j, sums[i][0], whole);
-    if (columns > kFloatLanes) finish(rows.to[first + i], j + kFloatLanes, sums[i][1], columns - kFloatLanes);
+    finish(rows.to[first + i], j, totals[i][0], whole);
+    if (columns > kFloatLanes)
+      finish(rows.to[first + i], j + kFloatLanes, totals[i][1], columns - kFloatLanes);
   }
 }
 
 template <int kRows, typename Finish>
-static inline void run_tiles(const float* data, const Rows& rows, std::int64_t first, Depth depth, const float* b,
-                             std::int64_t j, int columns, Finish finish) {
+static inline void run_tiles(const float* data, const Rows& rows, std::int64_t first, Depth depth,
+                             const float* b, std::int64_t j, int columns, Finish finish) {
   for (; first + kRows <= rows.count; first += kRows)
     run_tile<kRows>(data, rows, first, depth, b, j, columns, finish);
   if constexpr (kRows > 1) run_tiles<kRows / 2>(data, rows, first, depth, b, j, columns, finish);
@@ -91,8 +97,8 @@ static inline void run_tiles(const float* data, const Rows& rows, std::int64_t f
 
 // The product of rows at `data` with `columns` packed columns; empties `rows`.
 template <typename Finish>
-static void multiply_runs(const float* data, Rows& rows, Depth depth, const float* packed, std::int64_t columns,
-                          Finish finish) {
+static void multiply_runs(const float* data, Rows& rows, Depth depth, const float* packed,
+                          std::int64_t columns, Finish finish) {
   const std::int64_t panel = depth.outer * depth.inner * depth.length;
   for (std::int64_t j = 0; j < columns; j += kAcrossColumns)
     run_tiles<kAcrossRows>(data, rows, 0, depth, packed + j * panel, j,
@@ -100,12 +106,16 @@ static void multiply_runs(const float* data, Rows& rows, Depth depth, const floa
   rows.count = 0;
 }
 
+// What is not worth a sum of its own.
+constexpr std::int64_t kShortRun = 64;
+
 // `padded` lies pixel behind pixel; `bias` runs along the channels, or is null.
 static void convolve(View out, View padded, View kernels, const View* bias, float* packed) {
   const std::int64_t channels = padded.size[kChannel], outputs = out.size[kChannel];
   const std::int64_t stride = out.stride[kChannel];
-  const Depth window{
-      1, 0, kernels.size[kKernelLine], padded.stride[kPictureLine], kernels.size[kKernelPixel] * channels, 1};
+  const std::int64_t lines = kernels.size[kKernelLine], line = padded.stride[kPictureLine];
+  const std::int64_t run = kernels.size[kKernelPixel] * channels;
+  const Depth window = run < kShortRun ? Depth{1, 0, lines, line, run, 1} : Depth{lines, line, 1, 0, run, 1};
   pack_kernels(kernels, packed);
   Rows rows;
   const auto finish = [&](std::int64_t to, std::int64_t o, Floats sums, int n) {
@@ -117,7 +127,8 @@ static void convolve(View out, View padded, View kernels, const View* bias, floa
     for (std::int64_t y = 0; y < out.size[kPictureLine]; ++y)
       for (std::int64_t x = 0; x < out.size[kPixel]; ++x) {
         rows.from[rows.count] = b * padded.stride[kPicture] + y * padded.stride[kPictureLine] + x * channels;
-        rows.to[rows.count++] = b * out.stride[kPicture] + y * out.stride[kPictureLine] + x * out.stride[kPixel];
+        rows.to[rows.count++] =
+            b * out.stride[kPicture] + y * out.stride[kPictureLine] + x * out.stride[kPixel];
         if (rows.count == Rows::kMost) multiply_runs(padded.data, rows, window, packed, outputs, finish);
       }
   multiply_runs(padded.data, rows, window, packed, outputs, finish);
@@ -133,7 +144,8 @@ static void convolve_weights(View out, View padded, View gradient, float* packed
   for (std::int64_t first = 0; first < pictures; first += block) {
     const std::int64_t count = least(block, pictures - first);
     const float* data = padded.data + first * padded.stride[kPicture];
-    pack_columns(count * lines * width, outputs, gradient.data + first * lines * width * outputs, outputs, packed);
+    pack_columns(count * lines * width, outputs, gradient.data + first * lines * width * outputs, outputs,
+                 packed);
     const Depth pixels{count, padded.stride[kPicture], lines, line, width, channels};
     const auto finish = [&](std::int64_t to, std::int64_t o, Floats sums, int n) {
       const Line place{out.data + to + o * stride, stride};

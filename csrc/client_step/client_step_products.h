@@ -71,8 +71,10 @@ static inline void along_depth_rows(std::int64_t rows, std::int64_t depth, Matri
     if (rows > 0) along_depth_rows<kRows / 2, kColumns>(rows, depth, a, b, c, c_row, add);
 }
 
-// C = A B^T, or C += A B^T: element (i, j) is the sum over k of a(i, k) b(j, k); a.column and b.column are 1.
-static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
+// Longer sums are added up in pieces, which lose less and stay in cache.
+constexpr std::int64_t kAlongDepth = 1024;
+
+static void multiply_along_piece(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
                                  Matrix b, float* c, std::int64_t c_row, bool add) {
   const std::int64_t fitting = kAlongBlockBytes / 4 / (depth > 0 ? depth : 1) / kAlongColumns * kAlongColumns;
   const std::int64_t block = fitting > kAlongColumns ? fitting : kAlongColumns;
@@ -90,6 +92,17 @@ static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::i
                                         c_row, add);
     }
   }
+}
+
+// C = A B^T, or C += A B^T: element (i, j) is the sum over k of a(i, k) b(j, k); a.column and b.column are 1.
+static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
+                                 Matrix b, float* c, std::int64_t c_row, bool add) {
+  std::int64_t k = 0;
+  do {
+    multiply_along_piece(rows, columns, least(kAlongDepth, depth - k), {a.data + k, a.row, 1},
+                         {b.data + k, b.row, 1}, c, c_row, add || k > 0);
+    k += kAlongDepth;
+  } while (k < depth);
 }
 
 // Register tile of the products across the depth.
