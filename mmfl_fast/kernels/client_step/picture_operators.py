@@ -1,7 +1,7 @@
 """Convolutions and pooling over one axis or two, in pictures whose channels lie side by side.
 
 Torch's axes are ``[B, C, T]`` and ``[B, C, H, W]``, the kernel's ``[B, H, W, C]``. Whatever lies otherwise is
-copied: a model is quick whose activations are channels last.
+copied; :mod:`.recording` lets convolutions give their pictures channels last.
 """
 
 from __future__ import annotations
