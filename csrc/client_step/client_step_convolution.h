@@ -60,7 +60,7 @@ static inline void run_tile(const float* data, const Rows& rows, std::int64_t fi
                             const float* b, std::int64_t j, int columns, Finish finish) {
   const float* left[kRows];
   for (int i = 0; i < kRows; ++i) left[i] = data + rows.from[first + i];
-  Floats totals[kRows][2];
+  Floats totals[kRows][2] = {};
   for (std::int64_t outer = 0; outer < depth.outer; ++outer) {
     Floats sums[kRows][2] = {};
     for (std::int64_t inner = 0; inner < depth.inner; ++inner) {
@@ -77,7 +77,7 @@ static inline void run_tile(const float* data, const Rows& rows, std::int64_t fi
       }
     }
     for (int i = 0; i < kRows; ++i)
-      for (int v = 0; v < 2; ++v) totals[i][v] = outer > 0 ? totals[i][v] + sums[i][v] : sums[i][v];
+      for (int v = 0; v < 2; ++v) totals[i][v] += sums[i][v];
   }
   const int whole = columns < kFloatLanes ? columns : kFloatLanes;
   for (int i = 0; i < kRows; ++i) {
