@@ -2,7 +2,7 @@
 // Included only by client_step_cpu_simd.cpp, see common/simd.h.
 //
 // No window is copied: the pixels of a line of a window, all channels of each, are one run in memory, and the
-// window of the next pixel begins one pixel later. So the windows of a line are a matrix whose rows overlap.
+// window of the next pixel begins one pixel later. So windows are the rows of a matrix, which overlap.
 #pragma once
 
 #include <cstdint>
@@ -34,45 +34,132 @@ static void pack_kernels(View kernels, float* to) {
   }
 }
 
+// Where the rows of a product begin, in what is read and in what is written. Tiles take them from here, so
+// that they are full whatever the width of a picture is.
+struct Rows {
+  static constexpr std::int64_t kMost = 8 * kAcrossRows;
+  std::int64_t count = 0;
+  std::int64_t from[kMost];
+  std::int64_t to[kMost];
+};
+
+// What a row has: `outer` times `inner` runs of `length` numbers that lie `step` apart. Each of the outer
+// ones is summed for itself, which loses less.
+struct Depth {
+  std::int64_t outer;
+  std::int64_t outer_stride;
+  std::int64_t inner;
+  std::int64_t inner_stride;
+  std::int64_t length;
+  std::int64_t step;
+};
+
+// `finish(to, j, sums, count)` takes `count` elements from column j on of the row that is written to `to`.
+template <int kRows, typename Finish>
+static inline void run_tile(const float* data, const Rows& rows, std::int64_t first, Depth depth,
+                            const float* b, std::int64_t j, int columns, Finish finish) {
+  const float* left[kRows];
+  for (int i = 0; i < kRows; ++i) left[i] = data + rows.from[first + i];
+  Floats totals[kRows][2] = {};
+  for (std::int64_t outer = 0; outer < depth.outer; ++outer) {
+    Floats sums[kRows][2] = {};
+    for (std::int64_t inner = 0; inner < depth.inner; ++inner) {
+      std::int64_t at = outer * depth.outer_stride + inner * depth.inner_stride;
+      for (std::int64_t k = 0; k < depth.length; ++k, at += depth.step, b += kAcrossColumns) {
+        const Floats right0 = load(b);
+        const Floats right1 = load(b + kFloatLanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+          const float scalar = left[i][at];
+          sums[i][0] += scalar * right0;
+          sums[i][1] += scalar * right1;
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < 2; ++v) totals[i][v] += sums[i][v];
+  }
+  const int whole = columns < kFloatLanes ? columns : kFloatLanes;
+  for (int i = 0; i < kRows; ++i) {
+    finish(rows.to[first + i], j, totals[i][0], whole);
+    if (columns > kFloatLanes)
+      finish(rows.to[first + i], j + kFloatLanes, totals[i][1], columns - kFloatLanes);
+  }
+}
+
+template <int kRows, typename Finish>
+static inline void run_tiles(const float* data, const Rows& rows, std::int64_t first, Depth depth,
+                             const float* b, std::int64_t j, int columns, Finish finish) {
+  for (; first + kRows <= rows.count; first += kRows)
+    run_tile<kRows>(data, rows, first, depth, b, j, columns, finish);
+  if constexpr (kRows > 1) run_tiles<kRows / 2>(data, rows, first, depth, b, j, columns, finish);
+}
+
+// The product of rows at `data` with `columns` packed columns; empties `rows`.
+template <typename Finish>
+static void multiply_runs(const float* data, Rows& rows, Depth depth, const float* packed,
+                          std::int64_t columns, Finish finish) {
+  const std::int64_t panel = depth.outer * depth.inner * depth.length;
+  for (std::int64_t j = 0; j < columns; j += kAcrossColumns)
+    run_tiles<kAcrossRows>(data, rows, 0, depth, packed + j * panel, j,
+                           static_cast<int>(least(kAcrossColumns, columns - j)), finish);
+  rows.count = 0;
+}
+
+// What is not worth a sum of its own.
+constexpr std::int64_t kShortRun = 64;
+
 // `padded` lies pixel behind pixel; `bias` runs along the channels, or is null.
 static void convolve(View out, View padded, View kernels, const View* bias, float* packed) {
-  const std::int64_t channels = padded.size[kChannel], line = padded.stride[kPictureLine];
-  const std::int64_t kernel_lines = kernels.size[kKernelLine];
+  const std::int64_t channels = padded.size[kChannel], outputs = out.size[kChannel];
+  const std::int64_t stride = out.stride[kChannel];
+  const std::int64_t lines = kernels.size[kKernelLine], line = padded.stride[kPictureLine];
   const std::int64_t run = kernels.size[kKernelPixel] * channels;
+  const Depth window = run < kShortRun ? Depth{1, 0, lines, line, run, 1} : Depth{lines, line, 1, 0, run, 1};
   pack_kernels(kernels, packed);
+  Rows rows;
+  const auto finish = [&](std::int64_t to, std::int64_t o, Floats sums, int n) {
+    if (bias != nullptr)
+      sums += Line{bias->data + o * bias->stride[kChannel], bias->stride[kChannel]}.at(0, n);
+    Line{out.data + to + o * stride, stride}.put(0, sums, n);
+  };
   for (std::int64_t b = 0; b < out.size[kPicture]; ++b)
-    for (std::int64_t y = 0; y < out.size[kPictureLine]; ++y) {
-      const float* from = padded.data + b * padded.stride[kPicture] + y * line;
-      float* to = out.data + b * out.stride[kPicture] + y * out.stride[kPictureLine];
-      const Runs windows{from, channels, 1, run, kernel_lines, kernel_lines, line, 0};
-      multiply_packed(out.size[kPixel], out.size[kChannel], windows, packed,
-                      [&](std::int64_t x, std::int64_t o, Floats sums, int n) {
-                        if (bias != nullptr)
-                          sums +=
-                              Line{bias->data + o * bias->stride[kChannel], bias->stride[kChannel]}.at(0, n);
-                        const std::int64_t stride = out.stride[kChannel];
-                        Line{to + x * out.stride[kPixel] + o * stride, stride}.put(0, sums, n);
-                      });
-    }
+    for (std::int64_t y = 0; y < out.size[kPictureLine]; ++y)
+      for (std::int64_t x = 0; x < out.size[kPixel]; ++x) {
+        rows.from[rows.count] = b * padded.stride[kPicture] + y * padded.stride[kPictureLine] + x * channels;
+        rows.to[rows.count++] =
+            b * out.stride[kPicture] + y * out.stride[kPictureLine] + x * out.stride[kPixel];
+        if (rows.count == Rows::kMost) multiply_runs(padded.data, rows, window, packed, outputs, finish);
+      }
+  multiply_runs(padded.data, rows, window, packed, outputs, finish);
 }
 
 // out [O, C, h, w]; `padded` and `gradient` [B, .., .., O] lie pixel behind pixel.
 static void convolve_weights(View out, View padded, View gradient, float* packed) {
   const std::int64_t channels = padded.size[kChannel], line = padded.stride[kPictureLine];
-  const std::int64_t lines = gradient.size[kPictureLine], outputs = gradient.size[kChannel];
-  const std::int64_t width = gradient.size[kPixel], runs = gradient.size[kPicture] * lines;
-  const std::int64_t* stride = out.stride;
-  pack_columns(runs * width, outputs, gradient.data, outputs, packed);
-  for (std::int64_t y = 0; y < out.size[kKernelLine]; ++y) {
-    const Runs windows{padded.data + y * line, 1, channels, width, runs, lines, line,
-                       padded.stride[kPicture]};
-    multiply_packed(out.size[kKernelPixel] * channels, outputs, windows, packed,
-                    [&](std::int64_t row, std::int64_t o, Floats sums, int n) {
-                      float* to = out.data + o * stride[kKernelOutput] +
-                                  row % channels * stride[kKernelInput] + y * stride[kKernelLine] +
-                                  row / channels * stride[kKernelPixel];
-                      Line{to, stride[kKernelOutput]}.put(0, sums, n);
-                    });
+  const std::int64_t lines = gradient.size[kPictureLine], width = gradient.size[kPixel];
+  const std::int64_t pictures = gradient.size[kPicture], outputs = gradient.size[kChannel];
+  const std::int64_t block = summed_pictures(pictures, lines * width), stride = out.stride[kKernelOutput];
+  Rows rows;
+  for (std::int64_t first = 0; first < pictures; first += block) {
+    const std::int64_t count = least(block, pictures - first);
+    const float* data = padded.data + first * padded.stride[kPicture];
+    pack_columns(count * lines * width, outputs, gradient.data + first * lines * width * outputs, outputs,
+                 packed);
+    const Depth pixels{count, padded.stride[kPicture], lines, line, width, channels};
+    const auto finish = [&](std::int64_t to, std::int64_t o, Floats sums, int n) {
+      const Line place{out.data + to + o * stride, stride};
+      place.put(0, first > 0 ? place.at(0, n) + sums : sums, n);
+    };
+    for (std::int64_t y = 0; y < out.size[kKernelLine]; ++y)
+      for (std::int64_t x = 0; x < out.size[kKernelPixel]; ++x)
+        for (std::int64_t c = 0; c < channels; ++c) {
+          rows.from[rows.count] = y * line + x * channels + c;
+          rows.to[rows.count++] =
+              c * out.stride[kKernelInput] + y * out.stride[kKernelLine] + x * out.stride[kKernelPixel];
+          if (rows.count == Rows::kMost) multiply_runs(data, rows, pixels, packed, outputs, finish);
+        }
+    multiply_runs(data, rows, pixels, packed, outputs, finish);
   }
 }
 

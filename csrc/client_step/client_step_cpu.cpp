@@ -21,7 +21,8 @@ std::int64_t packed_size_needed(const StepArgs& args, const StepInstruction& ins
       columns = size(1)[0];
       break;
     case Operation::kConvolveWeights:
-      depth = size(1)[0] * size(1)[1] * size(1)[2];
+      depth = size(1)[1] * size(1)[2];
+      depth *= summed_pictures(size(1)[0], depth);
       columns = size(1)[3];
       break;
     default:

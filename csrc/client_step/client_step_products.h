@@ -71,8 +71,10 @@ static inline void along_depth_rows(std::int64_t rows, std::int64_t depth, Matri
     if (rows > 0) along_depth_rows<kRows / 2, kColumns>(rows, depth, a, b, c, c_row, add);
 }
 
-// C = A B^T, or C += A B^T: element (i, j) is the sum over k of a(i, k) b(j, k); a.column and b.column are 1.
-static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
+// Longer sums are added up in pieces, which lose less and stay in cache.
+constexpr std::int64_t kAlongDepth = 1024;
+
+static void multiply_along_piece(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
                                  Matrix b, float* c, std::int64_t c_row, bool add) {
   const std::int64_t fitting = kAlongBlockBytes / 4 / (depth > 0 ? depth : 1) / kAlongColumns * kAlongColumns;
   const std::int64_t block = fitting > kAlongColumns ? fitting : kAlongColumns;
@@ -90,6 +92,17 @@ static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::i
                                         c_row, add);
     }
   }
+}
+
+// C = A B^T, or C += A B^T: element (i, j) is the sum over k of a(i, k) b(j, k); a.column and b.column are 1.
+static void multiply_along_depth(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
+                                 Matrix b, float* c, std::int64_t c_row, bool add) {
+  std::int64_t k = 0;
+  do {
+    multiply_along_piece(rows, columns, least(kAlongDepth, depth - k), {a.data + k, a.row, 1},
+                         {b.data + k, b.row, 1}, c, c_row, add || k > 0);
+    k += kAlongDepth;
+  } while (k < depth);
 }
 
 // Register tile of the products across the depth.
@@ -123,36 +136,20 @@ static void pack_columns(std::int64_t depth, std::int64_t columns, const float* 
   }
 }
 
-// Left operand of a product across the depth: element (i, k) of run r lies at
-// data + r / inner * outer_stride + r % inner * inner_stride + i * row + k * column. The depth is that of all
-// runs, one behind the other; a matrix has one.
-struct Runs {
-  const float* data;
-  std::int64_t row;
-  std::int64_t column;
-  std::int64_t length;
-  std::int64_t count;
-  std::int64_t inner;
-  std::int64_t inner_stride;
-  std::int64_t outer_stride;
-};
-
 // `finish(i, j, sums, count)` takes the first `count` elements from (i, j) on.
 template <int kRows, typename Finish>
-static inline void across_depth_tile(Runs a, const float* b, std::int64_t i0, std::int64_t j0, int columns,
-                                     Finish finish) {
+static inline void across_depth_tile(std::int64_t depth, Matrix a, const float* b, std::int64_t i0,
+                                     std::int64_t j0, int columns, Finish finish) {
   Floats sums[kRows][2] = {};
-  for (std::int64_t run = 0; run < a.count; ++run) {
-    const float* left = a.data + run / a.inner * a.outer_stride + run % a.inner * a.inner_stride;
-    for (std::int64_t k = 0; k < a.length; ++k, left += a.column, b += kAcrossColumns) {
-      const Floats right0 = load(b);
-      const Floats right1 = load(b + kFloatLanes);
+  const float* left = a.data;
+  for (std::int64_t k = 0; k < depth; ++k, left += a.column, b += kAcrossColumns) {
+    const Floats right0 = load(b);
+    const Floats right1 = load(b + kFloatLanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-        const float scalar = left[i * a.row];
-        sums[i][0] += scalar * right0;
-        sums[i][1] += scalar * right1;
-      }
+    for (int i = 0; i < kRows; ++i) {
+      const float scalar = left[i * a.row];
+      sums[i][0] += scalar * right0;
+      sums[i][1] += scalar * right1;
     }
   }
   const int first = columns < kFloatLanes ? columns : kFloatLanes;
@@ -163,21 +160,19 @@ static inline void across_depth_tile(Runs a, const float* b, std::int64_t i0, st
 }
 
 template <int kRows, typename Finish>
-static inline void across_depth_rows(std::int64_t i, std::int64_t rows, Runs a, const float* b,
-                                     std::int64_t j, int columns, Finish finish) {
-  for (; i + kRows <= rows; i += kRows) {
-    Runs from = a;
-    from.data += i * a.row;
-    across_depth_tile<kRows>(from, b, i, j, columns, finish);
-  }
-  if constexpr (kRows > 1) across_depth_rows<kRows / 2>(i, rows, a, b, j, columns, finish);
+static inline void across_depth_rows(std::int64_t i, std::int64_t rows, std::int64_t depth, Matrix a,
+                                     const float* b, std::int64_t j, int columns, Finish finish) {
+  for (; i + kRows <= rows; i += kRows)
+    across_depth_tile<kRows>(depth, {a.data + i * a.row, a.row, a.column}, b, i, j, columns, finish);
+  if constexpr (kRows > 1) across_depth_rows<kRows / 2>(i, rows, depth, a, b, j, columns, finish);
 }
 
-// Gives `finish` the elements (i, j) = sum over k of a(i, k) b(k, j), each once; `packed` is b in panels.
+// Gives `finish` the elements (i, j) = sum over k of a(i, k) b(k, j), each once; b.column is 1, and `packed`
+// has room for packed_size(depth, columns).
 template <typename Finish>
-static void multiply_packed(std::int64_t rows, std::int64_t columns, Runs a, const float* packed,
-                            Finish finish) {
-  const std::int64_t depth = a.count * a.length;
+static void multiply_across_depth(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
+                                  Matrix b, float* packed, Finish finish) {
+  pack_columns(depth, columns, b.data, b.row, packed);
   // Few rows of the right operand stay in cache while all rows of the result, whose lines then come in
   // order, pass; many would not.
   const bool rows_first = packed_size(depth, columns) <= kResident;
@@ -185,17 +180,9 @@ static void multiply_packed(std::int64_t rows, std::int64_t columns, Runs a, con
   for (std::int64_t i = 0; i < rows; i += row_step) {
     const std::int64_t end = least(i + row_step, rows);
     for (std::int64_t j = 0; j < columns; j += kAcrossColumns)
-      across_depth_rows<kAcrossRows>(i, end, a, packed + j * depth, j,
+      across_depth_rows<kAcrossRows>(i, end, depth, a, packed + j * depth, j,
                                      static_cast<int>(least(kAcrossColumns, columns - j)), finish);
   }
-}
-
-// The same of matrices; b.column is 1, and `packed` has room for packed_size(depth, columns).
-template <typename Finish>
-static void multiply_across_depth(std::int64_t rows, std::int64_t columns, std::int64_t depth, Matrix a,
-                                  Matrix b, float* packed, Finish finish) {
-  pack_columns(depth, columns, b.data, b.row, packed);
-  multiply_packed(rows, columns, {a.data, a.row, a.column, depth, 1, 1, 0, 0}, packed, finish);
 }
 
 }  // namespace MMFL_SIMD

@@ -14,7 +14,7 @@ from mmfl_fast.federation import Algorithm, AlgorithmConfig, ParameterTable, Pha
 from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.local_training import train_clients
-from mmfl_fast.federation.native_steps import NativeSteps, why_not_native
+from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.optimisers import Adam
 from mmfl_fast.federation.streams import Purpose, torch_generator
 
@@ -131,10 +131,28 @@ def test_3fm_trains_natively_to_the_same_parameters(small, options):
     compare_natively(algorithm.client_phases(), clients, starts)
 
 
-def three_fm(small, **options):
-    """The algorithm, two clients that hold two vectors per row, and their starts."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inner_steps": 0, "server": "gradient"},
+        {"mode": "printed"},
+        {"mode": "printed", "order": "first", "query": "own"},
+    ],
+)
+def test_3fm_on_pictures_trains_natively_to_the_same_parameters(small, options):
+    algorithm, clients, starts = three_fm(small, PICTURES, **options)
+    compare_natively(algorithm.client_phases(), clients, starts)
+
+
+VECTORS = {"series": (30,), "vector": (5,)}
+# Behind the second's convolution follows one of 2 x 2.
+PICTURES = {"signs": (14, 15), "faces": (2, 16, 17)}
+
+
+def three_fm(small, shapes=VECTORS, **options):
+    """The algorithm, two clients that hold two modalities per row, and their starts."""
     generator = np.random.default_rng(0)
-    inputs = {"series": generator.normal(size=(40, 30)), "vector": generator.normal(size=(40, 5))}
+    inputs = {name: generator.normal(size=(40, *shape)) for name, shape in shapes.items()}
     labels, owners = np.arange(40) % 3, np.repeat([0, 1], 20)
     federation = data.from_arrays(inputs, labels, owners, split=np.full(40, "train"), name="p")
     algorithm = mf.algorithms.get("3fm")(mf.algorithms.get("3fm").Config(**small("3fm", **options)))
@@ -142,26 +160,21 @@ def three_fm(small, **options):
     return algorithm, federation.clients, [algorithm.broadcast(state, c) for c in federation.clients]
 
 
-def test_convolutions_of_pictures_are_left_to_torch(small):
-    pictures = data.from_arrays(
-        {"picture": np.random.default_rng(0).normal(size=(8, 14, 15))},
-        np.arange(8) % 2,
-        np.zeros(8, dtype=int),
-        split=np.full(8, "train"),
-        name="p",
-    )
-    algorithm = mf.algorithms.get("3fm")(mf.algorithms.get("3fm").Config(**small("3fm")))
-    state = algorithm.setup(pictures, torch_generator(0, Purpose.INITIALISATION))
-    (client,) = pictures.clients
-    (reason,) = {
-        why_not_native(client, algorithm.broadcast(state, client), p) for p in algorithm.client_phases()
-    }
-    assert reason == "torch is faster at convolutions of pictures"
+@pytest.mark.parametrize(
+    ("shapes", "batch_size", "sizes"), [(VECTORS, 64, {32}), (PICTURES, 64, {20}), (PICTURES, 11, {11, 8})]
+)
+def test_pictures_are_filled_up_with_fewer_rows(small, shapes, batch_size, sizes):
+    algorithm, clients, starts = three_fm(small, shapes, inner_steps=0, batch_size=batch_size)
+    native = NativeSteps()
+    client = dataclasses.replace(clients[0], train_rows=clients[0].train_rows[:19])
+    native.prepare([client], starts[:1], algorithm.client_phases()[:1], 0)
+    assert {capacity for _, capacity, _ in native._steps} == sizes
 
 
-def test_second_derivatives_through_adam_end_as_near_to_float64_as_those_of_torch(small):
+@pytest.mark.parametrize(("shapes", "steps"), [(VECTORS, 2), (PICTURES, 2), (PICTURES, 0)])
+def test_derivatives_through_adam_end_as_near_to_float64_as_those_of_torch(small, shapes, steps):
     # Adam divides every gradient by its own size: where that is small, any two orders of summation part.
-    algorithm, clients, starts = three_fm(small, inner_steps=2)
+    algorithm, clients, starts = three_fm(small, shapes, inner_steps=steps)
     phases = algorithm.client_phases()
     plain, ours = both(clients, starts, phases)
     exact = [in_float64(client, begin, phases) for client, begin in zip(clients, starts, strict=True)]

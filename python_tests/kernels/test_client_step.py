@@ -165,10 +165,12 @@ def test_shapes(shape):
     compare(mlp_loss, *mlp(*shape))
 
 
-# Channels, kernel, and sizes of the pictures: odd ones, one pixel, less than a kernel, more than a vector.
+# Channels, kernel, and sizes of the pictures: odd ones, one pixel, less than a kernel, more than a vector, more
+# pixels than are summed at once in one picture and in several.
 PICTURES = [
     ((3, 5), (1, 5), (1, 11)), ((1, 4), (3, 3), (7, 6)), ((17, 33), (1, 5), (1, 2)), ((2, 3), (3, 3), (1, 1)),
     ((4, 64), (1, 5), (1, 128)), ((16, 9), (3, 1), (5, 4)), ((2, 40), (5, 3), (9, 33)),
+    ((3, 4), (3, 3), (33, 40)), ((3, 33), (2, 2), (21, 25)),
 ]  # fmt: skip
 
 

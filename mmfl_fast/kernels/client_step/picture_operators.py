@@ -1,7 +1,7 @@
 """Convolutions and pooling over one axis or two, in pictures whose channels lie side by side.
 
 Torch's axes are ``[B, C, T]`` and ``[B, C, H, W]``, the kernel's ``[B, H, W, C]``. Whatever lies otherwise is
-copied: a model is quick whose activations are channels last.
+copied; :mod:`.recording` lets convolutions give their pictures channels last.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def _convolve_backward(to: Lowering, call: Call) -> None:
             Operation.CONVOLVE_WEIGHTS, _kernels(to.value(of_weight)), padded, _padded(to, pictures, [0, 0])
         )
     if wanted[2]:
-        to.reduce(Operation.SUM, to.value(of_bias), pictures, [0, 1, 2])
+        # Picture by picture: a sum over all pixels of all pictures would lose more.
+        each = to.temporary((pictures.sizes[0], 1, 1, pictures.sizes[3]))
+        to.reduce(Operation.SUM, each, pictures, [1, 2])
+        to.reduce(Operation.SUM, to.value(of_bias), each, [0, 1, 2])
 
 
 @lowers(_aten.max_pool2d_with_indices.default)

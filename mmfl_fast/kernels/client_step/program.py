@@ -29,6 +29,8 @@ _REDUCTIONS = (Operation.SUM, Operation.LARGEST)
 _ANY_ORDER = (*_REDUCTIONS, *(o for o in Operation if Operation.COPY <= o <= Operation.SELECT))
 # Columns of a packed panel, of the widest vectors that the kernel is built for.
 _PANEL = 32
+# Pixels whose gradients a packed operand holds, but for larger pictures; kSummedPixels of the kernel.
+_SUMMED_PIXELS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,6 @@ class StepProgram:
     packed_size: int
     loss: int
     constants: tuple[Tensor, ...]
-
-    @property
-    def convolves_pictures(self) -> bool:
-        """Whether a convolution runs over two axes."""
-        results = self.instructions[self.instructions[:, 0] == Operation.CONVOLVE, 1]
-        # Of pictures [B, H, W, C], behind buffer and offset.
-        return bool((self.values[results, 3] > 1).any())
 
 
 def build_program(
@@ -240,8 +235,9 @@ def _packed_size(instruction: Instruction) -> int:
         columns, *window = instruction.operands[1].sizes
         depth = math.prod(window)
     elif instruction.operation is Operation.CONVOLVE_WEIGHTS:
-        *pixels, columns = instruction.operands[1].sizes
+        pictures, *pixels, columns = instruction.operands[1].sizes
         depth = math.prod(pixels)
+        depth *= min(pictures, max(1, _SUMMED_PIXELS // depth))
     else:
         return 0
     return -(-columns // _PANEL) * _PANEL * depth

@@ -75,6 +75,25 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types
-        result = func(*args, **(kwargs or {}))
+        result = _channels_last(func, func(*args, **(kwargs or {})))
         self.calls.append(Call(func, args, kwargs or {}, result))
         return result
+
+
+def _channels_last(function: torch._ops.OpOverload, result: Any) -> Any:
+    """Pictures that convolutions make, with the channels of a pixel side by side.
+
+    So native code has them, and what follows keeps the order of its input. Torch itself keeps that of the
+    convolution's input, which is mostly another.
+    """
+    if function is torch.ops.aten.convolution.default:
+        return _reordered(result)
+    if function is torch.ops.aten.convolution_backward.default:
+        return (_reordered(result[0]), *result[1:])
+    return result
+
+
+def _reordered(pictures: Tensor | None) -> Tensor | None:
+    if pictures is None or pictures.dim() != 4:
+        return pictures
+    return pictures.contiguous(memory_format=torch.channels_last)
