@@ -34,6 +34,8 @@ TOL_MUTED = (
 _DPI = 150
 _LINE_STYLES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
 _MAX_LABEL = 28
+# Inches.
+_LEGEND_LINE = 0.2
 _MAX_LEGEND_LABEL = 60
 
 
@@ -55,7 +57,9 @@ def panels(names: Sequence[str], y_label: str, x_label: str) -> tuple[Figure, li
     """One panel per name, at most three side by side."""
     columns = min(3, len(names)) if len(names) != 4 else 2
     rows = math.ceil(len(names) / columns)
-    figure = new_figure(max(5.0, 3.4 * columns), 2.7 * rows + 0.6)
+    # One panel alone has room.
+    width, height = (6.4, 3.6) if columns == 1 else (3.4, 2.7)
+    figure = new_figure(width * columns, height * rows + 0.6)
     drawn = []
     for number, name in enumerate(names):
         axes = new_axes(figure, rows, columns, number + 1)
@@ -114,6 +118,9 @@ def legend(figure: Figure, labels: Sequence[str], handles: Sequence[Artist], *, 
     """Below the axes in as many columns as fit, or beside them in one."""
     entry = 0.55 + 0.07 * max(len(label) for label in labels)
     columns = 1 if beside else max(1, min(len(labels), int(figure.get_figwidth() / entry)))
+    if not beside:
+        # Its further lines are not to be taken from the axes.
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (math.ceil(len(labels) / columns) - 1))
     figure.legend(
         handles,
         labels,
