@@ -50,8 +50,7 @@ mfcpl-weights: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare mfcpl $(MFCPL_WIKIPEDIA) --set validation.share=0.2 $(MFCPL_GRID) --seeds 3 \
 	  --out $(MFCPL_TABLES)/weights-wikipedia --resume
 	$(BIN)/mmfl-fast compare mfcpl --preset mfcpl --set rounds=40 --set evaluate_every=20 $(PEOPLE) \
-	  $(MFCPL_GRID) --seeds 1 \
-	  --out $(MFCPL_TABLES)/weights-hapt --resume
+	  $(MFCPL_GRID) --seeds 1 --out $(MFCPL_TABLES)/weights-hapt --resume
 
 mfcpl-tables: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare $(MFCPL_METHODS) $(MFCPL_HAPT) $(MFCPL_RATES) --seeds $(SEEDS) \

@@ -67,6 +67,18 @@ def digits() -> Federation:
     return data.from_arrays({**pictures, "sound": vectors}, labels, clients, split, name="digits")
 
 
+@pytest.fixture(scope="session")
+def pairs() -> Federation:
+    """Image tokens [3, 6] and a text vector [5] of three classes, four clients."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(72) % 3
+    images = rng.normal(size=(72, 3, 6)).astype(np.float32) + labels[:, None, None]
+    texts = rng.normal(size=(72, 5)).astype(np.float32) - labels[:, None]
+    split = np.where(np.arange(72) % 4 == 3, "test", "train")
+    modalities = {"image": images, "text": texts}
+    return data.from_arrays(modalities, labels, np.arange(72) // 18, split, name="pairs")
+
+
 @pytest.fixture
 def trial(mixed_federation: Federation, small: Callable[..., dict[str, Any]]) -> Callable[..., Trial]:
     """``trial("pcgrad", momentum=0.0)``: a small model on two tasks, before the first round."""

@@ -22,18 +22,6 @@ def _one_thread(set_threads):
     set_threads(1)
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    """Image tokens [3, 6] and a text vector [5] of three classes, four clients."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(72) % 3
-    images = rng.normal(size=(72, 3, 6)).astype(np.float32) + labels[:, None, None]
-    texts = rng.normal(size=(72, 5)).astype(np.float32) - labels[:, None]
-    split = np.where(np.arange(72) % 4 == 3, "test", "train")
-    modalities = {"image": images, "text": texts}
-    return data.from_arrays(modalities, labels, np.arange(72) // 18, split, name="pairs")
-
-
 def build(federation, **options):
     algorithm = FedMVP(FedMVP.Config(**{**SMALL, **options}))
     return algorithm, algorithm.setup(federation, torch_generator(0, Purpose.INITIALISATION))

@@ -17,17 +17,6 @@ def generator():
 
 
 @pytest.fixture(scope="module")
-def pairs():
-    """Image tokens [3, 6] and a text vector [5] of three classes, two clients."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(72) % 3
-    images = rng.normal(size=(72, 3, 6)).astype(np.float32) + labels[:, None, None]
-    texts = rng.normal(size=(72, 5)).astype(np.float32) - labels[:, None]
-    split = np.where(np.arange(72) % 4 == 3, "test", "train")
-    return data.from_arrays({"image": images, "text": texts}, labels, np.arange(72) % 2, split, name="pairs")
-
-
-@pytest.fixture(scope="module")
 def with_items(pairs):
     """The same, with nine items of the server's own."""
     (task,) = pairs.tasks
