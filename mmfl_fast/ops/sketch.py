@@ -42,7 +42,7 @@ def sketch(
             can be compared.
 
     Returns:
-        ``[K, width]``, float64 for float64 rows and float32 otherwise, differentiable. A row with a non-finite
+        ``[K, width]``, float64 for float64 rows, else float32; differentiable. A row with a non-finite
         element has non-finite columns. Signs and offsets are drawn anew in each call, which neither
         ``torch.func.vmap`` nor ``torch.compile(fullgraph=True)`` takes.
 
