@@ -94,6 +94,13 @@ def test_a_changed_byte(tmp_path):
         load_npz(path)
 
 
+def test_a_changed_first_byte(tmp_path):
+    path = save(tmp_path / "changed.npz")
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+    with pytest.raises(ValueError, match="is damaged: it does not begin as an archive"):
+        load_npz(path)
+
+
 def test_a_single_array_is_not_an_archive(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(3))
     with pytest.raises(ValueError, match=re.escape("is not a .npz file")):
