@@ -126,9 +126,10 @@ class RunDirectory:
         try:
             whole = self._metrics.read_bytes()[: meta["metrics_bytes"]]
             lines = [json.loads(line) for line in whole.splitlines()]
-        except (OSError, ValueError) as error:
+            rounds = [line["round"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self._metrics} cannot be read ({error!r})") from error
-        if [line["round"] for line in lines] != list(range(1, done + 1)):
+        if rounds != list(range(1, done + 1)):
             raise CheckpointError(f"{self._metrics} does not hold rounds 1 to {done} of the checkpoint")
         os.truncate(self._metrics, len(whole))
         return state, done, lines

@@ -57,6 +57,7 @@ def test_a_damaged_config_is_named(toy_federation, finished):
     [
         (lambda path: path.unlink(), "metrics.jsonl cannot be read"),
         (lambda path: path.write_text("{"), "metrics.jsonl cannot be read"),
+        (lambda path: path.write_text("[1]\n[2]"), "metrics.jsonl cannot be read"),
         (lambda path: path.write_text(""), "does not hold rounds 1 to 2"),
     ],
 )
