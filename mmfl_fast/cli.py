@@ -271,6 +271,8 @@ def compare_command(
     if dry_run:
         tell_comparison(plan, folder, jobs)
         return
+    if folder.exists() and not folder.is_dir():
+        raise RunDirectoryError(f"{folder} is not a folder: a comparison is kept in one")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise RunDirectoryError(f"{folder} is not empty: finish it with --resume or choose another folder")
     compare(plan, folder, jobs=jobs)

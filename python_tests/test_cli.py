@@ -192,6 +192,7 @@ def test_a_killed_comparison_over_missing_rates_resumes_to_the_same_scores(
         (["data", "check", "mnst"], "did you mean 'mnist'"),
         (["data", "missing", "dmo"], "unknown data set or preset 'dmo'; did you mean 'demo'"),
         (["data", "missing", "demo", "--rate=2"], "rate must lie in [0, 1], got 2"),
+        (["compare", "local", "--preset=demo", "--out=/dev/null"], "/dev/null is not a folder"),
         (["report", "nowhere[bold]"], "nowhere[bold] is not a folder"),
         (["report", "."], "comparison.yaml is missing"),
         (["compare", "m3fd", "--preset=demo"], "unknown algorithm 'm3fd'; did you mean 'm3fed'"),

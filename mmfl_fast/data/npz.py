@@ -35,10 +35,13 @@ def load_npz(
         seed: as in :func:`from_arrays`.
 
     Raises:
+        TypeError: ``path`` is no path, or an array has the wrong type.
         FileNotFoundError: there is no such file or folder.
         ValueError: a file is damaged, a key is missing or unknown, or an array is not valid for
             :func:`from_arrays`.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a .npz file or folder, got {path!r}")
     path = Path(path)
     arrays = _read(path)
     inputs = _with_prefix(arrays, _MODALITY)

@@ -217,7 +217,10 @@ def experiment_on(name: str, changes: Iterable[str] = ()) -> Experiment:
 def yaml_text(source: str) -> str:
     """Text of a preset or of a YAML file."""
     if source.endswith((".yaml", ".yml")):
-        return Path(source).read_text(encoding="utf-8")
+        try:
+            return Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is not valid YAML: {error}") from None
     known = preset_names()
     if source not in known:
         raise ValueError(f"unknown preset {source!r}{suggestion(source, known)}, or a path ending in .yaml")

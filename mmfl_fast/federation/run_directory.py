@@ -47,7 +47,7 @@ class RunDirectory:
 
     Raises:
         RunDirectoryError: there is a run already and ``resume`` is off, its config differs or cannot be
-            read, or another process is working on it.
+            read, another process is working on it, or ``path`` is a file.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], resume: bool) -> None:
@@ -56,6 +56,8 @@ class RunDirectory:
         self._metrics = path / "metrics.jsonl"
         self._config = path / "config.yaml"
         self._checkpoints = path / "checkpoints"
+        if path.exists() and not path.is_dir():
+            raise RunDirectoryError(f"{path} is not a folder: a run is kept in one")
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path)
         try:

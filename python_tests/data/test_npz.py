@@ -73,6 +73,11 @@ def test_wrong_type_stays_a_type_error(tmp_path):
         load_npz(save(tmp_path / "bad.npz", labels=np.full(ROWS, "x")))
 
 
+def test_a_path_that_is_none_is_named():
+    with pytest.raises(TypeError, match=r"path must be that of a \.npz file or folder, got 3"):
+        load_npz(3)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape("nothing.npz")):
         load_npz(tmp_path / "nothing.npz")

@@ -27,6 +27,12 @@ def test_one_process_at_a_time(tmp_path):
     RunDirectory(tmp_path, {}, resume=True).close()
 
 
+def test_a_file_is_no_folder(toy_federation, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RunDirectoryError, match="out is not a folder"):
+        mf.run(toy_federation, "fedavg", rounds=1, out=tmp_path / "out", config=SMALL)
+
+
 def test_what_is_refused_changes_no_file(toy_federation, finished):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="2 rounds behind it; got 1"):
