@@ -172,6 +172,11 @@ class Experiment(BaseModel):
         options = dict(self.data)
         if "npz" in options:
             refuse_unknown(options, ["npz", "name", "num_classes", "seed"], "key of data")
+            if options.get("name") in [entry.name for entry in data.available()]:
+                raise ValueError(
+                    f"data: {options['name']!r} is a data set, but the rows come from npz "
+                    f"{options['npz']!r}; give one of them, or the file another name"
+                )
             return data.load_npz(options.pop("npz"), **{"seed": seed, **options})
         name = options.pop("name", None)
         if name is None:
