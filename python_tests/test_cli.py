@@ -225,7 +225,10 @@ def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
 def test_rows_of_a_file_are_no_data_set(typed, tmp_path):
     (tmp_path / "mine.yaml").write_text("data: {npz: mine.npz}\n")
     code, _, errors = typed("compare", "local", "--preset=mine.yaml", "--data=demo,mnist")
-    assert (code, errors) == (2, "error: --data demo,mnist: mine.yaml reads mine.npz, and no data set by name")
+    assert (code, errors) == (
+        2,
+        "error: --data demo,mnist: mine.yaml reads mine.npz, and no data set by name",
+    )
     code, _, errors = typed("run", "mine.yaml", "--set=data.name=mnist")
     assert code == 2
     assert "'mnist' is a data set, but the rows come from npz 'mine.npz'" in errors

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from mmfl_fast.data.federation import Federation, Task, require_federation
-from mmfl_fast.data.pairs.pair_generator import PairGenerator
+from mmfl_fast.data.pairs.pair_generator import PairGenerator, require_generator
 
 
 def with_server_items(
@@ -35,6 +35,7 @@ def with_server_items(
         MissingModelError, UnusableModelError, MissingLibraryError: as in :meth:`PairGenerator.imagined`.
     """
     require_federation("fed", fed)
+    require_generator(generator)
     return replace(fed, tasks=tuple(_with_items(task, generator, count, seed) for task in fed.tasks))
 
 

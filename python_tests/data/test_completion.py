@@ -135,6 +135,8 @@ def test_none_leaves_everything_as_it_is(thinned):
 def test_what_it_refuses(pairs, thinned):
     with pytest.raises(ValueError, match="backend"):
         data.complete(thinned, "dall-e")
+    with pytest.raises(TypeError, match=r"generator must be a mf\.data\.PairGenerator, got int"):
+        data.complete(thinned, "generator", generator=3)
     with pytest.raises(ValueError, match="needs original"):
         data.complete(thinned, "oracle")
     with pytest.raises(ValueError, match="must not see it"):
