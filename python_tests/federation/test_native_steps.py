@@ -172,14 +172,79 @@ PICTURES = {"signs": (14, 15), "faces": (2, 16, 17)}
 
 
 def three_fm(small, shapes=VECTORS, **options):
+    return branches("3fm", small, shapes, **options)
+
+
+def branches(method, small, shapes, missing=0.0, **options):
     """The algorithm, two clients that hold two modalities per row, and their starts."""
     generator = np.random.default_rng(0)
     inputs = {name: generator.normal(size=(40, *shape)) for name, shape in shapes.items()}
     labels, owners = np.arange(40) % 3, np.repeat([0, 1], 20)
     federation = data.from_arrays(inputs, labels, owners, split=np.full(40, "train"), name="p")
-    algorithm = mf.algorithms.get("3fm")(mf.algorithms.get("3fm").Config(**small("3fm", **options)))
+    federation = data.with_missing(federation, rate=missing, level="sample", seed=0)
+    algorithm = mf.algorithms.get(method)(mf.algorithms.get(method).Config(**small(method, **options)))
     state = algorithm.setup(federation, torch_generator(0, Purpose.INITIALISATION))
     return algorithm, federation.clients, [algorithm.broadcast(state, c) for c in federation.clients]
+
+
+def with_priors(starts):
+    """The same as if class means had come."""
+    generator = torch.Generator().manual_seed(0)
+    for start in starts:
+        start |= {n: torch.randn(t.shape, generator=generator) for n, t in start.items() if n[:6] == "prior."}
+        start["prior.known"] = start["prior.known"] > 0
+        start["prior.known"][:, -1] = False
+    return starts
+
+
+# The last batch has one row, which the support set takes: no complete row counts in it.
+@pytest.mark.parametrize(
+    ("shapes", "options"),
+    [
+        (VECTORS, {"batch_size": 19}),
+        (VECTORS, {"batch_size": 19, "outer": "both", "inner_steps": 2, "order": "first"}),
+        (VECTORS, {"penalty": "matching", "weights": "softplus", "operation": "add", "variance": "unit"}),
+        (PICTURES, {"batch_size": 19, "local_epochs": 1}),
+        (PICTURES, {"penalty": "matching", "penalty_weight": 1.0}),
+    ],
+)
+def test_smil_trains_natively(small, shapes, options):
+    changes = {"support": [next(iter(shapes))], "support_every": 3, "penalty_weight": 0.5, **options}
+    algorithm, clients, starts = branches("smil", small, shapes, **changes)
+    compare_with_float64(algorithm.client_phases(), clients, with_priors(starts))
+
+
+def test_smil_on_incomplete_rows_takes_the_generic_path_for_them_alone(small, caplog):
+    algorithm, clients, starts = branches("smil", small, VECTORS, 0.5, support=["series"], batch_size=8)
+    task = clients[1].task
+    whole = dataclasses.replace(task, present=task.present | (task.owner == clients[1].index)[:, None])
+    clients = [dataclasses.replace(c, task=whole) for c in clients]
+    with caplog.at_level(logging.DEBUG, "mmfl_fast.federation.native_steps"):
+        for a, b in zip(*both(clients, starts, algorithm.client_phases()), strict=True):
+            assert distance(a.params, b.params) <= 1e-6
+    assert caplog.text.count("depends on the value of a tensor") == 2
+
+
+def noisy(params, batch, context):
+    x = batch.inputs.values["left"].flatten(1)
+    values = {"left": x + context.noise(x, x.shape[1])}
+    return loss(params, batch._replace(inputs=batch.inputs._replace(values=values)), context)
+
+
+def test_noise_of_the_round_is_not_recorded_anew(toy_federation):
+    begin = start(toy_federation.tasks[0])
+    clients = toy_federation.clients[:2]
+    passes, calls = losses_called(phases(first=noisy, batch_size=8))
+    native = NativeSteps()
+    native.prepare(clients, [begin] * 2, passes, 0)
+    recorded = len(calls)
+    for number in (0, 3):
+        native.prepare(clients, [begin] * 2, passes, number)
+        ours = [train_clients([c], [begin], passes, number, 0, native)[0] for c in clients]
+        assert len(calls) == recorded
+        for client, a in zip(clients, ours, strict=True):
+            (b,) = train_clients([client], [begin], phases(first=noisy, batch_size=8), number, 0)
+            assert distance(a.params, b.params) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -457,7 +522,7 @@ def test_a_loss_made_anew_in_every_round_is_not_recorded_for_ever(toy_federation
     assert 0 < len(set(calls)) < 12
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedmvp"])
+@pytest.mark.parametrize("method", ["fedavg", "fedmvp", "smil"])
 def test_the_number_of_threads_changes_no_bit(toy_federation, small, set_threads, method):
     states = []
     for threads in (1, 3):

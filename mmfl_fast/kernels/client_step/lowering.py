@@ -105,7 +105,10 @@ class Lowering:
             return self._keep_constants(results)
         lower = LOWERINGS.get(function)
         if lower is None:
-            raise NotCoveredError(f"{function} is not among the native operations")
+            by_value = torch.Tag.dynamic_output_shape in function.tags
+            raise NotCoveredError(
+                VALUE_SEEN if by_value else f"{function} is not among the native operations"
+            )
         if any(t.dtype == torch.int64 for t in results) and function not in _WHOLE:
             raise NotCoveredError(f"{function} of integers is not among the native operations")
         lower(self, call)
