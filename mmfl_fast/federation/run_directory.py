@@ -52,7 +52,8 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: Mapping[str, Any], resume: bool) -> None:
         self.path = path
-        self._described = dict(config)
+        # As the file will give it back, where a tuple is a list.
+        self._described = yaml.safe_load(yaml.safe_dump(dict(config), sort_keys=False))
         self._metrics = path / "metrics.jsonl"
         self._config = path / "config.yaml"
         self._checkpoints = path / "checkpoints"

@@ -27,6 +27,18 @@ def test_one_process_at_a_time(tmp_path):
     RunDirectory(tmp_path, {}, resume=True).close()
 
 
+def test_options_of_several_values_are_those_of_the_run_before(tmp_path):
+    config = {"config": {"support": ("image", "sign")}}
+    directory = RunDirectory(tmp_path, config, resume=False)
+    directory.describe([])
+    directory.close()
+    RunDirectory(tmp_path, config, resume=True).close()
+    with pytest.raises(
+        RunDirectoryError, match=r"\(config\.support: \['image', 'sign'\] there, \['image'\] now\)"
+    ):
+        RunDirectory(tmp_path, {"config": {"support": ("image",)}}, resume=True)
+
+
 def test_what_is_refused_changes_no_file(toy_federation, finished):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="2 rounds behind it; got 1"):
