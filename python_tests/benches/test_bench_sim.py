@@ -86,12 +86,9 @@ def test_an_installed_simulator_trains_as_the_loop_does(package):
 def test_the_plain_loop_takes_the_steps_of_the_engine(toy_federation, method, options):
     algorithm = algorithms.get(method)(algorithms.get(method).Config(**options))
     training = sim.LocalRound(sim.Workload(method, toy_federation, algorithm))
-    try:
-        for ours, plain in zip(training.engine(native=False), training.plain(), strict=True):
-            found, expected = (torch.cat([t.flatten() for t in p.values()]) for p in (ours.params, plain))
-            assert (found - expected).norm() <= 1e-5 * expected.norm()
-    finally:
-        training.close()
+    for ours, plain in zip(training.engine(native=False), training.plain(), strict=True):
+        found, expected = (torch.cat([t.flatten() for t in p.values()]) for p in (ours.params, plain))
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_it_needs_the_extension(monkeypatch):
