@@ -9,7 +9,7 @@ mean of the clients' parameters.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from mmfl_fast import algorithms, data, nn, ops
 from mmfl_fast.data import Client, Federation
@@ -114,9 +116,15 @@ def workloads() -> list[Workload]:
     ]
     features = ("m3fed", "fedmeta", "per-fedavg", "meta-har", "fedmsplit", "mcarn")
     found += [Workload(name, large, _with_defaults(name, layers=2)) for name in features]
-    found.append(Workload("mfcpl", _several("sensors", 20, 32, (128, 3), 2), _with_defaults("mfcpl")))
-    pictures = _several("pictures", 4, 40, (1, 28, 28), 3)
-    return [*found, Workload("3fm", pictures, _with_defaults("3fm", support=("pictures0",)))]
+    sensors = _several(20, 32, {f"sensors{m}": (128, 3) for m in range(2)})
+    found.append(Workload("mfcpl", sensors, _with_defaults("mfcpl")))
+    pictures = _several(4, 40, {f"pictures{m}": (1, 28, 28) for m in range(3)})
+    found += [Workload(n, pictures, _with_defaults(n, support=("pictures0",))) for n in ("3fm", "smil")]
+    # Of the preset fedmvp-wikipedia-cpu.
+    options = {"width": 64, "learning_rate": 1e-3, "local_epochs": 3, "incomplete": "keep"}
+    pairs = _several(10, 217, {"image": (128,), "text": (10,)}, 10)
+    pairs = data.with_missing(pairs, rate=0.5, level="sample", seed=_SEED)
+    return [*found, *(Workload(n, pairs, _with_defaults(n, **options)) for n in ("fedmvp", "joint-fedavg"))]
 
 
 def run(only: str, threads: int | None, seconds: float, json_file: Path | None, with_peers: bool) -> bool:
@@ -153,31 +161,23 @@ def run(only: str, threads: int | None, seconds: float, json_file: Path | None, 
 
 def _with_defaults(name: str, **options: Any) -> Algorithm:
     kind = algorithms.get(name)
-    return kind(kind.Config(local_epochs=1, **options))
-
-
-def _several(name: str, count: int, samples: int, shape: tuple[int, ...], modalities: int) -> Federation:
-    """Clients of several modalities of noise, all of one shape."""
-    generator = np.random.default_rng(_SEED)
-    rows = count * samples
-    return data.from_arrays(
-        {
-            f"{name}{m}": generator.standard_normal(size=(rows, *shape), dtype=np.float32)
-            for m in range(modalities)
-        },
-        np.arange(rows) % 6,
-        np.repeat(np.arange(count), samples),
-        split=np.full(rows, "train"),
-        name="bench",
-    )
+    return kind(kind.Config(**{"local_epochs": 1, **options}))
 
 
 def equal_clients(count: int, width: int, samples: int, classes: int) -> Federation:
     """Clients of as many rows of noise each."""
+    return _several(count, samples, {"x": (width,)}, classes)
+
+
+def _several(count: int, samples: int, shapes: Mapping[str, tuple[int, ...]], classes: int = 6) -> Federation:
+    """The same with rows of several modalities."""
     generator = np.random.default_rng(_SEED)
     rows = count * samples
     return data.from_arrays(
-        {"x": generator.standard_normal(size=(rows, width), dtype=np.float32)},
+        {
+            name: generator.standard_normal(size=(rows, *shape), dtype=np.float32)
+            for name, shape in shapes.items()
+        },
         np.arange(rows) % classes,
         np.repeat(np.arange(count), samples),
         split=np.full(rows, "train"),
@@ -236,17 +236,19 @@ class LocalRound:
         if isinstance(self._algorithm, Perceptron):
             return _module_loop(client, start, shuffled_rows(client, draw), self._algorithm.config)
         params, context = {n: t.clone() for n, t in start.items()}, Context(start, 0)
-        optimisers: dict[str, torch.optim.Optimizer] = {}
+        optimisers: dict[str, tuple[Optimizer, LRScheduler | None]] = {}
         phases = self._algorithm.client_phases()
         for phase, rows in zip(phases, [shuffled_rows(client, draw) for _ in phases], strict=True):
             leaves = [params[n].requires_grad_() for n in phase.moving(params)]
-            optimiser = optimisers.setdefault(phase.name, _of_torch(phase.optimiser, leaves))
+            optimiser, schedule = optimisers.setdefault(phase.name, _of_torch(phase.optimiser, leaves))
             for batch in rows.split(phase.batch_size):
                 optimiser.zero_grad()
                 phase.loss(params, gather(client.task, batch), context).backward()
                 if phase.largest_norm is not None:
                     torch.nn.utils.clip_grad_norm_(leaves, phase.largest_norm)
                 optimiser.step()
+                if schedule is not None:
+                    schedule.step()
             for leaf in leaves:
                 leaf.requires_grad_(False)
             if phase.after is not None:
@@ -254,10 +256,12 @@ class LocalRound:
         return params
 
 
-def _of_torch(optimiser: Any, leaves: list[Tensor]) -> torch.optim.Optimizer:
-    if isinstance(optimiser, Adam):
-        return torch.optim.AdamW(leaves, optimiser.learning_rate, weight_decay=optimiser.weight_decay)
-    return torch.optim.SGD(leaves, optimiser.learning_rate, optimiser.momentum, 0, optimiser.weight_decay)
+def _of_torch(optimiser: Any, leaves: list[Tensor]) -> tuple[Optimizer, LRScheduler | None]:
+    rate, decay = optimiser.learning_rate, optimiser.weight_decay
+    if not isinstance(optimiser, Adam):
+        return torch.optim.SGD(leaves, rate, optimiser.momentum, 0, decay), None
+    adam, period = torch.optim.AdamW(leaves, rate, weight_decay=decay), optimiser.cosine_period
+    return adam, None if period is None else CosineAnnealingLR(adam, period)
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

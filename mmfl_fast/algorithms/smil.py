@@ -32,11 +32,16 @@ divided by their sum and not drawn, and r ~ N(mu, 1).
 
 The noise of w and r is a function of the round, the draw and the row's place in its batch, the same for all
 clients and seeds, which keeps a loss a pure function. A prediction is the mean over ``samples`` draws.
+
+Steps run in native code for clients all of whose rows are complete, because the rows of D_m and D_f are then
+those of every batch. For others native code would have to put all rows through both levels, which is slower
+than autograd; they take that.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -67,10 +72,9 @@ from mmfl_fast.federation import (
     Inputs,
     ParameterTable,
     Phase,
-    Purpose,
     Uploads,
+    normal_rows,
     part_of,
-    stream,
 )
 
 _THETA = ("branch", "head")
@@ -168,18 +172,30 @@ class SMIL(BranchAlgorithm):
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """Outer loss at theta*, and the penalty."""
         c = self.config
+        values, present = batch.inputs.values, batch.inputs.present
         kept = self._kept(batch)
+        only_support_lacks = nn.surely_complete(present)
+        if only_support_lacks:
+            # Which rows lack what is then known without the batch, also in a step that is recorded for many.
+            present = torch.ones_like(present)
         every = torch.arange(len(batch.labels), device=kept.device) % c.support_every == 0
-        present = batch.inputs.present & (kept | ~every[:, None])
+        present = present & (kept | ~every[:, None])
         complete = present.all(dim=1)
-        noise = self.noise(batch.inputs.values, context.round, 0)
-        whole = _Rows(Inputs(batch.inputs.values, present), batch.labels, noise)
+        drawn = context.noise(next(iter(values.values())), sum(self._noise_widths(values)))
+        noise = self._parted(drawn, values)
+        whole = _Rows(Inputs(values, present), batch.labels, noise)
         incomplete = whole.where(~complete)
-        outer = whole if c.outer == "both" else whole.where(complete | ~complete.any())
+        outer = whole
+        if c.outer == "complete":
+            # Where no complete row counts the others stand in, and those are in front of all complete ones.
+            alone = ~(complete & whole.counted).any()
+            outer = whole.counting(complete | alone).where(complete | (complete.cumsum(dim=0) == 0))
 
         theta = {n: t for n, t in params.items() if part_of(n) in _THETA}
         still = {n: t for n, t in params.items() if part_of(n) not in _THETA}
         nobody_has = absent(incomplete.inputs)
+        if only_support_lacks and c.support is not None:
+            nobody_has |= values.keys() - set(c.support)
 
         def inner(moving: ClientState) -> Tensor:
             adapting = {**still, **moving}
@@ -200,16 +216,13 @@ class SMIL(BranchAlgorithm):
             return value + weight * self._matching(adapted, features, outer, kept)
         _, mu, sigma = self._regulariser(adapted, h0)
         of_r = _mean_over(outer.counted[:, None], normal_divergence(mu, sigma))
-        return value + weight * (of_r + self._divergence_of_weights(adapted, incomplete))
+        return value + weight * (of_r + self._divergence_of_weights(adapted, incomplete, nobody_has))
 
     def noise(self, like: dict[str, Tensor], number: int, draw: int) -> Noise:
         """Standard normal draws for the rows and modalities of ``like``, modality -> ``[B, ...]``."""
         first = next(iter(like.values()))
-        widths = (len(like) * self.config.priors, self.config.head_width)
-        # NumPy's, because torch.func refuses to draw for a stack of clients.
-        drawn = stream(0, Purpose.NOISE, number, draw).standard_normal((len(first), sum(widths)))
-        w, r = torch.from_numpy(drawn).to(first).split(widths, dim=1)
-        return Noise(w.reshape(len(first), len(like), self.config.priors), r)
+        drawn = normal_rows(len(first), sum(self._noise_widths(like)), number, draw)
+        return self._parted(drawn.to(first), like)
 
     def rebuilt(
         self, params: ClientState, features: dict[str, Tensor], present: Tensor, noise: Noise
@@ -294,18 +307,26 @@ class SMIL(BranchAlgorithm):
     def _logits(self, params: ClientState, h0: Tensor, noise: Noise) -> Tensor:
         return nn.linear(params, "head.1", self.hidden(params, h0, noise))
 
+    def _noise_widths(self, like: dict[str, Tensor]) -> tuple[int, int]:
+        """Numbers that a row takes for w and for r."""
+        return len(like) * self.config.priors, self.config.head_width
+
+    def _parted(self, drawn: Tensor, like: dict[str, Tensor]) -> Noise:
+        w, r = drawn.split(self._noise_widths(like), dim=1)
+        return Noise(w.reshape(len(drawn), len(like), self.config.priors), r)
+
     def _kept(self, batch: Batch) -> Tensor:
         """Modalities that a row of a support set keeps, bool ``[M]``."""
         support = self.config.support
         names = batch.inputs.values
         return torch.tensor([support is None or m in support for m in names], device=batch.labels.device)
 
-    def _divergence_of_weights(self, params: ClientState, rows: _Rows) -> Tensor:
+    def _divergence_of_weights(self, params: ClientState, rows: _Rows, skipped: Set[str]) -> Tensor:
         """KL of w over the known priors of the modalities that are rebuilt; 0 where none is drawn."""
         if self.config.weights == "softplus":
             return rows.noise.w.new_zeros(())
         present = rows.inputs.present
-        x = joined(self.features(params, rows.inputs, absent(rows.inputs)), present)
+        x = joined(self.features(params, rows.inputs, skipped), present)
         rebuilt = (~present & rows.counted[:, None])[:, :, None] & params["prior.known"]
         sigma = self._spread(params, x)
         return _mean_over(rebuilt, normal_divergence(torch.zeros_like(sigma), sigma))
@@ -347,11 +368,15 @@ class _Rows(NamedTuple):
     def counted(self) -> Tensor:
         return self.labels != -100
 
+    def counting(self, mask: Tensor) -> _Rows:
+        """All rows, of which no others count."""
+        return self._replace(labels=self.labels.masked_fill(~mask, -100))
+
     def where(self, mask: Tensor) -> _Rows:
         """Some of the rows: cut out where the mask can be read, otherwise relabelled."""
         rows = nn.known_rows(mask)
         if rows is None:
-            return self._replace(labels=self.labels.masked_fill(~mask, -100))
+            return self.counting(mask)
         inputs = Inputs({m: x[rows] for m, x in self.inputs.values.items()}, self.inputs.present[rows])
         return _Rows(inputs, self.labels[rows], Noise(self.noise.w[rows], self.noise.r[rows]))
 

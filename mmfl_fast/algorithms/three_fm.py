@@ -134,5 +134,7 @@ class ThreeFM(BranchAlgorithm):
         everything = torch.ones_like(kept)
         of_query = kept if self.config.query == "own" else everything
         if every is None:
-            return on(rows[:0], kept), on(rows, of_query)
+            # Without inner steps nobody asks for the support.
+            query = on(rows, of_query)
+            return query, query
         return on(rows[::every], kept), on(rows[rows % every != 0], of_query)

@@ -19,7 +19,7 @@ from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.ranks import RankError
 from mmfl_fast.federation.run_directory import RunDirectoryError
 from mmfl_fast.federation.simulation import DivergedError, RunResult, simulate
-from mmfl_fast.federation.streams import Purpose, stream
+from mmfl_fast.federation.streams import Purpose, normal_rows, stream
 
 __all__ = [
     "Adam",
@@ -41,6 +41,7 @@ __all__ = [
     "Sgd",
     "State",
     "Uploads",
+    "normal_rows",
     "part_of",
     "simulate",
     "stream",

@@ -14,6 +14,7 @@ from mmfl_fast import ops
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation.optimisers import Optimiser, Sgd
 from mmfl_fast.federation.parameter_table import ParameterTable
+from mmfl_fast.federation.streams import normal_rows
 
 ClientState = dict[str, Tensor]
 
@@ -53,6 +54,14 @@ class Context(NamedTuple):
 
     start: ClientState
     round: int
+
+    def noise(self, like: Tensor, width: int) -> Tensor:
+        """Standard normal numbers of the round, ``[len(like), width]`` in ``like``'s dtype and on its device.
+
+        They are a function of the round and of the row's place in its batch, the same for all clients and
+        seeds and in every step, which keeps a loss pure; see :func:`normal_rows`.
+        """
+        return normal_rows(len(like), width, self.round, 0).to(like.device, like.dtype)
 
 
 Loss = Callable[[ClientState, Batch, Context], Tensor]

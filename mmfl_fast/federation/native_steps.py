@@ -21,6 +21,7 @@ from mmfl_fast.federation.algorithm import ClientState, Context, Phase
 from mmfl_fast.federation.batching import PADDING_LABEL, gather
 from mmfl_fast.federation.optimisers import Adam, Optimiser, Sgd, Slots
 from mmfl_fast.federation.parameter_table import signature
+from mmfl_fast.federation.streams import normal_rows
 from mmfl_fast.kernels import client_step
 from mmfl_fast.kernels.client_step import NotCoveredError, Rates, Sources, StepProgram
 
@@ -32,8 +33,9 @@ _MOST_LOSSES = 8
 _DTYPES = (torch.float32, torch.bool, torch.int64)
 
 
-# A truth value for each modality of a task.
-_Absent = tuple[bool, ...]
+# What the loss may ask of its clients: for each modality of the task whether no row has it; and whether all
+# rows have all of them, None if the loss does not ask that.
+_Told = tuple[tuple[bool, ...], bool | None]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class _Step:
         program: of the step.
         sources: of the task's rows.
         round: for which it holds; None for all, if the loss does not look at the round.
-        absent: modalities that no row of its clients has; None for any, if the loss does not ask.
+        told: of its clients; None where it holds for any, because the loss does not ask.
+        noise: rows and width of the noise that the loss takes from the context.
     """
 
     program: StepProgram
     sources: Sources
     round: int | None
-    absent: _Absent | None
+    told: _Told | None
+    noise: tuple[tuple[int, int], ...]
 
 
 class NativeSteps:
@@ -79,15 +83,14 @@ class NativeSteps:
                 if phase.loss not in seen and len(seen) == _MOST_LOSSES:
                     continue
                 seen.add(phase.loss)
-                absent = _absent(client)
                 for _, capacity in _pieces(client.num_train, phase.batch_size, start):
-                    place = self._place(key, capacity, absent)
+                    place = self._place(key, capacity, client)
                     step = self._steps.get(place)
                     if place in self._steps and (step is None or step.round in (None, round_index)):
                         continue
-                    step = _recorded(client, start, phase, capacity, round_index, absent)
-                    asked = step is None or step.absent is not None
-                    self._steps[key, capacity, absent if asked else None] = step
+                    step = _recorded(client, start, phase, capacity, round_index)
+                    told = (_absent(client), _complete(client)) if step is None else step.told
+                    self._steps[key, capacity, told] = step
 
     def run(
         self,
@@ -117,8 +120,7 @@ class NativeSteps:
         """
         key = _key(phase, params, client)
         pieces = _pieces(len(rows), phase.batch_size, params)
-        absent = _absent(client)
-        steps = [self._steps.get(self._place(key, capacity, absent)) for _, capacity in pieces]
+        steps = [self._steps.get(self._place(key, capacity, client)) for _, capacity in pieces]
         if key is None or any(step is None or step.round not in (None, context.round) for step in steps):
             return None
         begun, start = _as_float(params), _as_float(context.start)
@@ -136,10 +138,11 @@ class NativeSteps:
         done, finite = 0, True
         for step, (count, capacity) in zip(steps, pieces, strict=True):
             assert step is not None
+            noise = [normal_rows(*shape, context.round, 0).float() for shape in step.noise]
             finite = client_step.take_steps(
                 step.program,
-                after if done else before,
-                after,
+                [*(after if done else before), *noise],
+                [*after, *noise],
                 step.sources,
                 rows.data_ptr() + done * rows.element_size(),
                 count,
@@ -162,17 +165,21 @@ class NativeSteps:
             return torch.empty(size)
         return free if len(free) >= size else torch.empty(size)
 
-    def _place(self, key: Hashable, capacity: int, absent: _Absent) -> Hashable:
-        """Where the step is kept: with those of all clients if the loss does not ask what they lack."""
-        shared = (key, capacity, None)
-        return shared if shared in self._steps else (key, capacity, absent)
+    def _place(self, key: Hashable, capacity: int, client: Client) -> Hashable:
+        """Where the step is kept: with those of all clients that are alike in what the loss asks."""
+        absent = _absent(client)
+        shared: tuple[_Told | None, ...] = (None, (absent, None))
+        for told in shared:
+            if (key, capacity, told) in self._steps:
+                return key, capacity, told
+        return key, capacity, (absent, _complete(client))
 
 
 def _recorded(
-    client: Client, start: ClientState, phase: Phase, capacity: int, round_index: int, absent: _Absent
+    client: Client, start: ClientState, phase: Phase, capacity: int, round_index: int
 ) -> _Step | None:
     try:
-        return _record(client, start, phase, capacity, round_index, absent)
+        return _record(client, start, phase, capacity, round_index)
     except NotCoveredError as reason:
         _log.debug("phase %r of %s takes the generic path: %s", phase.name, client.task.name, reason)
         return None
@@ -184,7 +191,7 @@ def why_not_native(client: Client, start: ClientState, phase: Phase) -> str | No
     if obstacle is not None:
         return obstacle
     try:
-        _record(client, start, phase, min(client.num_train, phase.batch_size), 0, _absent(client))
+        _record(client, start, phase, min(client.num_train, phase.batch_size), 0)
     except NotCoveredError as reason:
         return str(reason)
     return None
@@ -237,8 +244,12 @@ def _rates(optimiser: Optimiser, slots: Slots) -> Rates:
     )
 
 
-def _absent(client: Client) -> _Absent:
+def _absent(client: Client) -> tuple[bool, ...]:
     return tuple(modality not in client.modalities for modality in client.task.inputs)
+
+
+def _complete(client: Client) -> bool:
+    return bool(client.task.present[client.train_rows].all())
 
 
 def _as_float(params: ClientState) -> ClientState:
@@ -259,9 +270,7 @@ def _pieces(count: int, batch_size: int, params: ClientState) -> list[tuple[int,
     return [(rows, size) for rows, size in ((whole, batch_size), (rest, capacity)) if rows]
 
 
-def _record(
-    client: Client, start: ClientState, phase: Phase, capacity: int, round_index: int, absent: _Absent
-) -> _Step:
+def _record(client: Client, start: ClientState, phase: Phase, capacity: int, round_index: int) -> _Step:
     task, names = client.task, phase.moving(start)
     sources = (*task.inputs.values(), task.present, task.labels)
     if not all(t.is_contiguous() for t in sources) or any(
@@ -273,13 +282,14 @@ def _record(
     params = {n: t.clone(memory_format=torch.contiguous_format) for n, t in start.items()}
     context = _ObservedContext({n: t.clone() for n, t in params.items()}, round_index)
     leaves = [params[n].requires_grad_() for n in names]
-    columns = batch.inputs.present.unbind(dim=1)
-    false = [column for column, is_absent in zip(columns, absent, strict=True) if is_absent]
+    absent, complete, present = _absent(client), _complete(client), batch.inputs.present
+    false = [column for column, is_absent in zip(present.unbind(dim=1), absent, strict=True) if is_absent]
+    true = [present] if complete else []
     with torch.enable_grad():
-        recording = client_step.record(lambda: phase.loss(params, batch, context), leaves, false)
+        recording = client_step.record(lambda: phase.loss(params, batch, context), leaves, false, true)
     memories = range(_memories(phase.optimiser))
     kept = [torch.empty_like(t) for _ in memories for t in leaves]
-    external = [*params.values(), *context.start.values(), *kept]
+    external = [*params.values(), *context.start.values(), *kept, *context.drawn]
     places = {name: number for number, name in enumerate(params)}
     first = 2 * len(params)
     moving = {places[n]: [first + m * len(names) + i for m in memories] for i, n in enumerate(names)}
@@ -295,14 +305,29 @@ def _record(
         program,
         Sources.of(sources, len(external), padding),
         round_index if context.round_seen else None,
-        absent if recording.asked else None,
+        (absent, complete if True in recording.asked else None) if recording.asked else None,
+        tuple((len(noise), noise.shape[1]) for noise in context.drawn),
     )
 
 
 class _ObservedContext(Context):
-    """A context that remembers whether somebody looked at the number of the round."""
+    """A context that remembers whether somebody looked at the number of the round.
+
+    Attributes:
+        round_seen: whether.
+        drawn: noise that was taken from it.
+    """
 
     round_seen: bool = False
+    drawn: tuple[Tensor, ...] = ()
+
+    def noise(self, like: Tensor, width: int) -> Tensor:
+        seen = self.round_seen
+        drawn = super().noise(like, width)
+        if drawn.dtype == torch.float32:
+            # Later rounds put theirs in its place.
+            self.drawn, self.round_seen = (*self.drawn, drawn), seen
+        return drawn
 
     def __getattribute__(self, name: str) -> Any:
         if name == "round":

@@ -25,6 +25,15 @@ def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(sequence))
 
 
+def normal_rows(rows: int, width: int, *indices: int) -> torch.Tensor:
+    """Standard normal numbers ``[rows, width]``, float64, that are the same for all seeds and clients.
+
+    A row's depend on its place and on ``indices`` alone, not on how many rows there are.
+    """
+    # NumPy's, because torch.func refuses to draw for a stack of clients.
+    return torch.from_numpy(stream(0, Purpose.NOISE, *indices).standard_normal((rows, width)))
+
+
 def torch_generator(seed: int, purpose: Purpose, *indices: int) -> torch.Generator:
     """Return a CPU ``torch.Generator`` seeded from the stream of the same arguments."""
     generator = torch.Generator()

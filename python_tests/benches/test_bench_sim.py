@@ -4,6 +4,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from mmfl_fast import algorithms
 from mmfl_fast.benches import peers, sim
 from mmfl_fast.benches.peers.problem import module, train
 from mmfl_fast.cli import app
@@ -73,6 +74,21 @@ def test_an_installed_simulator_trains_as_the_loop_does(package):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     finally:
         peer.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fedmvp", {"width": 8, "batch_size": 8, "local_epochs": 3, "weight_decay": 0.1}),
+        ("smil", {"head_width": 6, "local_epochs": 2}),
+    ],
+)
+def test_the_plain_loop_takes_the_steps_of_the_engine(toy_federation, method, options):
+    algorithm = algorithms.get(method)(algorithms.get(method).Config(**options))
+    training = sim.LocalRound(sim.Workload(method, toy_federation, algorithm))
+    for ours, plain in zip(training.engine(native=False), training.plain(), strict=True):
+        found, expected = (torch.cat([t.flatten() for t in p.values()]) for p in (ours.params, plain))
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_it_needs_the_extension(monkeypatch):

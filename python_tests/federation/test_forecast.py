@@ -88,15 +88,17 @@ def test_nothing_large_is_set_up_to_find_out(many, small, monkeypatch):
 
 
 def test_steps_tell_what_keeps_them_from_native_code(toy_federation, small):
-    def kinds(method, **options):
-        return foretold(toy_federation, method, small(method, **options)).measured.steps
+    def kinds(method, federation=toy_federation, **options):
+        return foretold(federation, method, small(method, **options)).measured.steps
 
     assert kinds("m3fed") == {"personal": "native", "global": "native"}
     assert set(kinds("m3fed", native_steps="off").values()) == {"native_steps is off"}
     assert set(kinds("m3fed", precision="bfloat16").values()) == {"precision is bfloat16"}
     assert set(kinds("m3fed", chunk=3).values()) == {"clients are stacked"}
-    assert set(kinds("3fm").values()) == set(kinds("mfcpl").values()) == {"native"}
-    assert all("not among the native operations" in kind for kind in kinds("fedmvp").values())
+    assert all(set(kinds(method).values()) == {"native"} for method in ("3fm", "mfcpl", "fedmvp"))
+    incomplete = data.with_missing(toy_federation, rate=0.5, level="sample", seed=0)
+    assert kinds("smil", incomplete) == {"bilevel": "what it does depends on the value of a tensor"}
+    assert kinds("smil", support=["left"]) == {"bilevel": "native"}
     with mf.use_backend("reference"):
         assert "no native code" in kinds("m3fed")["personal"]
 

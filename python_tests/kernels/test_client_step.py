@@ -104,6 +104,7 @@ LOSSES = {
     "mean_all": lambda p, x, y: (logits(p, x) - logits(p, x).mean(dim=0, keepdim=True)).square().mean(),
     "largest": lambda p, x, y: (logits(p, x) - logits(p, x).amax(dim=1, keepdim=True)).exp().sum(),
     "any": lambda p, x, y: (p["w"].sum() * (x > 2).any()) + ((x > 0).any(dim=1).sum() * p["s"]),
+    "all": lambda p, x, y: (logits(p, x)[:, 0] * (x > -1).all(dim=1)).sum() + p["s"] * (x < 4).all() + p["b"].sum() * (x < 0).all(),
     "unused": lambda p, x, y: p["s"] * x.sum(),
     "softmax": lambda p, x, y: (logits(p, x).softmax(dim=0) * x[:, :5]).sum() + (logits(p, x).softmax(1) * x[:, :5]).sum(),
     "batches": lambda p, x, y: (weighted(p, x) @ weighted(p, x).mT * x[0, 0]).square().mean() + weighted(p, x)[0].sum(),
@@ -115,6 +116,13 @@ LOSSES = {
     "addcdiv": lambda p, x, y: torch.addcdiv(p["b"], x[:, :5], logits(p, x).square() + 1, value=-0.5).square().sum(),
     "addcmul": lambda p, x, y: torch.addcmul(p["b"], logits(p, x), x[:, :5], value=0.5).square().sum() + (p["w"].square() + 1).rsqrt().sum(),
     "gates": lambda p, x, y: (torch.sigmoid(9 * logits(p, x)) * torch.tanh(40 * x[:, :5] * p["s"])).sum() + torch.tanh(p["w"] * 1e-3).sum(),
+    "lengths": lambda p, x, y: (F.normalize(logits(p, x) * (y > 0)[:, None], dim=1) * x[:, :5]).sum() + p["w"].norm() + p["b"].norm(dim=0, keepdim=True).sum(),
+    "layer_norm": lambda p, x, y: (F.layer_norm(9 + logits(p, x), (5,), 1 + p["b"], p["w"][:, 0]) * x[:, 4:]).square().sum(),
+    "layer_norm_of_two_axes": lambda p, x, y: (F.layer_norm(weighted(p, x), (5, 9)) + p["s"]).square().sum() * p["s"] + (F.layer_norm(weighted(p, x), (5, 9)) * x[:, None]).square().sum(),
+    "layer_norm_of_other_strides": lambda p, x, y: (F.layer_norm(weighted(p, x).mT, (5,), 1 + p["b"]) * x[:, :, None]).square().mean(),
+    "padded": lambda p, x, y: (F.pad(logits(p, x), (3, 1, 0, 3)).square() * F.pad(x, (0, 0, 3, 0), value=2.0)).sum() + F.pad(weighted(p, x), (1, -2, -1, 2)).exp().sum(),
+    "filled_in_place": lambda p, x, y: (2 * logits(p, x)).masked_fill_((y < 2)[:, None], 0.5).square().sum(),
+    "written_down": lambda p, x, y: (logits(p, x) * torch.from_numpy(np.arange(5.0) / 7).to(x) * torch.tensor(0.1, dtype=torch.float64)).square().sum(),
     "twice_differentiated": lambda p, x, y: torch.func.grad(lambda w: (x @ w.T).exp().mean())(p["w"]).square().sum(),
 }  # fmt: skip
 
@@ -227,7 +235,7 @@ def test_the_largest_of_equals_and_of_nan():
     torch.testing.assert_close(ours["s"], expected["s"], equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["gates", "softmax", "batches", "pictures"])
+@pytest.mark.parametrize("name", ["gates", "softmax", "batches", "lengths", "layer_norm", "pictures"])
 def test_gradients_are_as_near_to_float64_as_those_of_torch(name):
     if name == "pictures":
         loss, params, x, labels = pictures((4, 64), (1, 5), (1, 128))
@@ -301,6 +309,31 @@ def test_a_label_that_is_no_column(label):
         step(mlp_loss, params, x, labels.clone(), capacity=4, batch_size=4)
 
 
+def filled_beside_a_copy(p):
+    doubled = 2 * p["w"]
+    copy = doubled.clone()
+    return (doubled.masked_fill_(p["w"] > 0, 1.0) + copy).sum()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: float(x[0, 0]),
+        lambda x: x.tolist()[0][0],
+        lambda x: x.numpy()[0, 0].item(),
+        lambda x: np.asarray(x)[0, 0].item(),
+        lambda x: np.from_dlpack(x)[0, 0].item(),
+        lambda x: torch.from_numpy(2 * x.numpy()).sum(),
+        lambda x: 1 + torch.equal(x, x),
+        lambda x: 1 + torch.allclose(x, x),
+        lambda x: 1 + bool((x > 0).any()),
+    ],
+)
+def test_a_loss_that_looks_at_numbers_is_refused(look):
+    with pytest.raises(client_step.NotCoveredError, match="depends on the value of a tensor"):
+        step(lambda p, x, y: look(x) * p["s"], *problem())
+
+
 @pytest.mark.parametrize(
     ("loss", "reason"),
     [
@@ -308,6 +341,14 @@ def test_a_label_that_is_no_column(label):
         (lambda p, x, y: p["w"].double().sum().float(), "float64"),
         (lambda p, x, y: p["w"].sum() * (y * y).sum(), "integers"),
         (lambda p, x, y: p["w"].clone().mul_(2).sum(), "writes to its argument"),
+        (lambda p, x, y: x.masked_fill_(x > 0, 1.0).sum() * p["s"], "writes to its argument"),
+        (lambda p, x, y: filled_beside_a_copy(p), "writes to its argument"),
+        (
+            lambda p, x, y: p["s"] * x.new_zeros(3).masked_fill_(x[0, :3] > 0, 1.0).sum(),
+            "writes to its argument",
+        ),
+        (lambda p, x, y: p["w"].norm(p=3), "norm of order 3"),
+        (lambda p, x, y: torch._foreach_add([p["w"]], [p["w"]])[0].sum(), "_foreach_add"),
         (lambda p, x, y: p["w"][:0].sum() + p["s"], "empty"),
         (lambda p, x, y: p["w"].reshape(5, 3, 1, 3, 1).sum(), "axes"),
         (lambda p, x, y: F.cross_entropy(logits(p, x), y, weight=p["b"].detach()), "class weights"),

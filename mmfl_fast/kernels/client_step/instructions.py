@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAX_AXES = 4
+# Why a step that looks at numbers while it is recorded has no native form.
+VALUE_SEEN = "what it does depends on the value of a tensor"
 
 
 class NotCoveredError(Exception):

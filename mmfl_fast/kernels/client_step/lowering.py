@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmfl_fast.kernels.client_step.instructions import (
     MAX_AXES,
+    VALUE_SEEN,
     Instruction,
     NotCoveredError,
     Operation,
@@ -68,6 +69,7 @@ class Lowering:
         self.constants: dict[int, Tensor] = {}
         self.instructions: list[Instruction] = []
         self._places: dict[int, tuple[int, int]] = {}
+        self._given = len(named)
         self._numbers: dict[float, Value] = {}
         for tensor in named:
             self._places[_storage(tensor)] = (self._buffer(tensor.numel()), 0)
@@ -80,28 +82,33 @@ class Lowering:
         """
         function = call.function
         results = _tensors(call.result)
-        if function is _aten._local_scalar_dense.default:
-            raise NotCoveredError("what it does depends on the value of a tensor")
-        if function._schema.is_mutable:
+        if torch.Tag.data_dependent_output in function.tags:
+            raise NotCoveredError(VALUE_SEEN)
+        if function._schema.is_mutable and not self._may_write(call):
             raise NotCoveredError(f"{function} writes to its argument")
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise NotCoveredError(f"{function} draws random numbers")
-        for tensor in results:
-            _refuse_unknown_kind(function, tensor)
-        if all(_storage(t) in self._places for t in results):
-            return None
         arguments = [t for a in (*call.arguments, *call.keywords.values()) for t in _tensors(a)]
         known = [self._places.get(_storage(t)) for t in arguments]
-        if function is _aten.lift_fresh.default:
-            # A number that Python wrote down.
+        # What Python wrote down, and what is made of that.
+        fresh = function is _aten.lift_fresh.default
+        constant = fresh or all(p is not None and p[0] in self.constants for p in known)
+        for tensor in results:
+            _refuse_unknown_kind(function, tensor, constant)
+        if all(_storage(t) in self._places for t in results) and not function._schema.is_mutable:
+            return None
+        if fresh:
             return self._keep_constants(arguments + results)
         if None in known:
             raise NotCoveredError("it reads a tensor that is neither in its parameters, batch nor context")
-        if function in _SHAPED_LIKE or all(p is not None and p[0] in self.constants for p in known):
+        if constant or function in _SHAPED_LIKE:
             return self._keep_constants(results)
         lower = LOWERINGS.get(function)
         if lower is None:
-            raise NotCoveredError(f"{function} is not among the native operations")
+            by_value = torch.Tag.dynamic_output_shape in function.tags
+            raise NotCoveredError(
+                VALUE_SEEN if by_value else f"{function} is not among the native operations"
+            )
         if any(t.dtype == torch.int64 for t in results) and function not in _WHOLE:
             raise NotCoveredError(f"{function} of integers is not among the native operations")
         lower(self, call)
@@ -159,6 +166,14 @@ class Lowering:
         to = Value(output.buffer, output.offset, source.sizes, tuple(aligned))
         return self.emit(operation, to, source)
 
+    def _may_write(self, call: Call) -> bool:
+        """Whether a call that changes its first argument has a native form, and nothing else lies there."""
+        if call.function not in LOWERINGS:
+            return False
+        buffer, _ = self._places.get(_storage(call.arguments[0]), (-1, 0))
+        own = sum(other == buffer for other, _ in self._places.values()) == 1
+        return own and buffer >= self._given and buffer not in self.constants
+
     def _keep_constants(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             if _storage(tensor) in self._places:
@@ -206,8 +221,10 @@ def _tensors(what: object) -> list[Tensor]:
     return []
 
 
-def _refuse_unknown_kind(function: torch._ops.OpOverload, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+def _refuse_unknown_kind(function: torch._ops.OpOverload, tensor: Tensor, constant: bool) -> None:
+    # Torch has done the arithmetic of constants, in any precision.
+    known = tensor.dtype in _DTYPES or (constant and tensor.dtype == torch.float64)
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or not known:
         raise NotCoveredError(f"{function} gives {tensor.dtype}")
     if tensor.numel() == 0:
         raise NotCoveredError(f"{function} gives an empty tensor")

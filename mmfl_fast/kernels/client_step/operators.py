@@ -168,6 +168,12 @@ def _fill(to: Lowering, call: Call) -> None:
     to.elementwise(Operation.SELECT, call.result, mask, number, a)
 
 
+@lowers(_aten.masked_fill_.Scalar)
+def _fill_in_place(to: Lowering, call: Call) -> None:
+    a, mask, number = call.arguments
+    to.elementwise(Operation.SELECT, a, mask, number, a)
+
+
 @lowers(_aten._to_copy.default)
 def _convert(to: Lowering, call: Call) -> None:
     (source,), result = call.arguments, call.result
@@ -231,6 +237,16 @@ def _largest(to: Lowering, call: Call) -> None:
     to.reduce(Operation.LARGEST, to.value(call.result), to.value(call.arguments[0]), _axes(call))
 
 
+@lowers(_aten.all.default, _aten.all.dim)
+def _all(to: Lowering, call: Call) -> None:
+    _need_truth_values(call)
+    (x, *_), result = call.arguments, to.value(call.result)
+    # Whether none is false.
+    false = to.elementwise(Operation.SUBTRACT, to.temporary(x.shape), 1, x)
+    to.reduce(Operation.LARGEST, result, false, _axes(call))
+    to.elementwise(Operation.SUBTRACT, result, 1, result)
+
+
 @lowers(_aten.logsumexp.default)
 def _log_sum_exp(to: Lowering, call: Call) -> None:
     x, axes = call.arguments[0], _axes(call)
@@ -270,6 +286,19 @@ def _embed(to: Lowering, call: Call) -> None:
     }[call.function]
     to.elementwise(Operation.COPY, whole, 0)
     to.elementwise(Operation.COPY, view(whole, *where), gradient)
+
+
+@lowers(_aten.constant_pad_nd.default)
+def _pad(to: Lowering, call: Call) -> None:
+    x, whole = call.arguments[0], call.result
+    padding, value = call.arguments[1], argument(call, 2, "value", 0)
+    if any(p > 0 for p in padding):
+        to.elementwise(Operation.COPY, whole, value)  # type: ignore[arg-type]
+    # Pairs for the last axis, the one before and so on; negative ones cut off.
+    for axis, (before, after) in enumerate(zip(padding[::2], padding[1::2], strict=True), 1):
+        x = x.narrow(-axis, max(-before, 0), x.shape[-axis] + min(before, 0) + min(after, 0))
+        whole = whole.narrow(-axis, max(before, 0), x.shape[-axis])
+    to.elementwise(Operation.COPY, whole, x)
 
 
 def _scaled(to: Lowering, what: Any, factor: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mmfl_fast.kernels.client_step import (  # noqa: F401 - they fill the table
+    norm_operators,
     operators,
     picture_operators,
     product_operators,
