@@ -90,16 +90,29 @@ class Adam:
         torch._foreach_lerp_(means, list(gradients), 1 - self.beta1)
         torch._foreach_mul_(squares, self.beta2)
         torch._foreach_addcmul_(squares, list(gradients), list(gradients), 1 - self.beta2)
-        for parameter, mean, square, count in zip(parameters, means, squares, steps, strict=True):
-            before = count.reshape(*count.shape, *[1] * (parameter.dim() - count.dim()))
-            rate = torch.full_like(before, self.learning_rate)
-            if self.cosine_period is not None:
-                rate *= (1 + torch.cos(before * (math.pi / self.cosine_period))) / 2
-            if self.weight_decay:
-                parameter.mul_(1 - rate * self.weight_decay)
-            spread = (square / (1 - self.beta2 ** (before + 1))).sqrt().add_(self.epsilon)
-            parameter.sub_(rate * mean / (1 - self.beta1 ** (before + 1)) / spread)
+        # The same for all tensors of as many axes and as long a first one.
+        shapes = [(*n.shape, *[1] * (p.dim() - n.dim())) for p, n in zip(parameters, steps, strict=True)]
+        of_shape = dict(zip(shapes, steps, strict=True))
+        factors = {shape: self._factors(count.reshape(shape)) for shape, count in of_shape.items()}
+        kept, rates, mean_shares, square_shares = zip(*(factors[shape] for shape in shapes), strict=True)
+        if self.weight_decay:
+            torch._foreach_mul_(list(parameters), kept)
+        spread = torch._foreach_div(squares, square_shares)
+        torch._foreach_sqrt_(spread)
+        torch._foreach_add_(spread, self.epsilon)
+        way = torch._foreach_mul(means, rates)
+        torch._foreach_div_(way, mean_shares)
+        torch._foreach_div_(way, spread)
+        torch._foreach_sub_(list(parameters), way)
         torch._foreach_add_(steps, 1)
+
+    def _factors(self, before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """After so many steps: what decay leaves, the learning rate, and how much of a whole each mean is."""
+        rate = torch.full_like(before, self.learning_rate)
+        if self.cosine_period is not None:
+            rate *= (1 + torch.cos(before * (math.pi / self.cosine_period))) / 2
+        kept = 1 - rate * self.weight_decay
+        return kept, rate, 1 - self.beta1 ** (before + 1), 1 - self.beta2 ** (before + 1)
 
 
 def clip_gradients(gradients: Sequence[Tensor], largest_norm: float) -> list[Tensor]:

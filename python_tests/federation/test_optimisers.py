@@ -34,22 +34,25 @@ def test_sgd_does_not_write_to_the_gradient():
 @pytest.mark.parametrize(("weight_decay", "period"), [(0.0, None), (0.1, None), (0.1, 3)])
 def test_adam_steps_as_torch_does(weight_decay, period):
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(8, 4, 3, generator=generator, dtype=torch.float64)
+    shapes = [(4, 3), (4,), (), (2, 4, 3), (4, 5)]
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
-    expected = start.clone().requires_grad_()
-    theirs = torch.optim.AdamW([expected], lr=0.1, weight_decay=weight_decay)
+    expected = [t.clone().requires_grad_() for t in start]
+    theirs = torch.optim.AdamW(expected, lr=0.1, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, period) if period else None
-    actual = start.clone()
+    actual = [t.clone() for t in start]
     ours = Adam(0.1, weight_decay=weight_decay, cosine_period=period)
-    slots = ours.slots([actual])
-    for gradient in gradients:
-        expected.grad = gradient.clone()
+    slots = ours.slots(actual)
+    for _ in range(8):
+        gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        for tensor, gradient in zip(expected, gradients, strict=True):
+            tensor.grad = gradient.clone()
         theirs.step()
         if schedule is not None:
             schedule.step()
-        ours.step([actual], [gradient], slots)
-    torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=1e-12)
+        ours.step(actual, gradients, slots)
+    for found, tensor in zip(actual, expected, strict=True):
+        torch.testing.assert_close(found, tensor.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_adam_counts_the_steps_of_each_client_of_a_stack():
