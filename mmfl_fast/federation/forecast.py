@@ -27,7 +27,7 @@ from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.machine_limits import Room, free_disk, free_memory
 from mmfl_fast.federation.mixed_precision import in_bfloat16
 from mmfl_fast.federation.native_steps import NativeSteps, why_not_native
-from mmfl_fast.federation.parameter_table import ParameterTable
+from mmfl_fast.federation.parameter_table import BYTES_PER_REPLACED_ROW, ParameterTable
 from mmfl_fast.federation.sampling import sample_size
 from mmfl_fast.federation.simulation import move, resolve_device
 from mmfl_fast.federation.standardisation import standardise
@@ -142,16 +142,23 @@ class Forecast:
     def needs(self, engine: EngineConfig, sampled: int) -> Needs:
         """Memory with other options."""
         m = self.measured
-        everywhere = int(self.clients * m.personal)
+        replaced = self._replaced(sampled)
+        in_memory = (1 + _CHECKPOINT_COPIES) * int(replaced * m.personal)
         on_disk = engine.client_state == "disk"
         return Needs(
             standardised=self.inputs if engine.standardise else 0,
             setting_up=int(self.clients * m.setting_up),
-            # The table and its successor, or a checkpoint's copies.
-            personal=self.clients * BYTES_PER_ROW if on_disk else (1 + _CHECKPOINT_COPIES) * everywhere,
+            personal=self.clients * BYTES_PER_ROW
+            if on_disk
+            else in_memory + replaced * BYTES_PER_REPLACED_ROW,
             server=(1 + _CHECKPOINT_COPIES) * m.server,
-            round=sampled * (m.model + (int(m.personal) if on_disk else 0)),
+            # A round's own parts are there twice: as they are read, or were before, and as they became.
+            round=sampled * (m.model + int(m.personal)),
         )
+
+    def _replaced(self, sampled: int) -> int:
+        """Clients at most whose state is no longer as it was set up, at the end."""
+        return min(self.clients, self.rounds * sampled)
 
     @property
     def disk_needed(self) -> int:
@@ -160,9 +167,9 @@ class Forecast:
         checkpoint = m.server
         if self.engine.client_state == "disk":
             checkpoint += 2 * self.clients
-            kept = int(min(self.clients, self.rounds * self.sampled) * SLOTS * m.personal)
+            kept = int(self._replaced(self.sampled) * SLOTS * m.personal)
         else:
-            checkpoint += int(self.clients * m.personal)
+            checkpoint += int(self._replaced(self.sampled) * m.personal)
         if m.similarity:
             kept += -(-self.rounds // self.engine.evaluate_every) * 2 * self.clients**2
         return _CHECKPOINTS_ON_DISK * checkpoint + kept

@@ -50,15 +50,15 @@ class SharedDiskTable(DiskTable):
             OSError: the disk is full or not writable; names the file.
             RankError: another rank failed, or is gone.
         """
-        if self._layouts and not self._together:
+        if self._files and not self._together:
             self._open_together()
         # First of all: from here on a row may be written over that a checkpoint of this version would need.
         newer = self._next_version()
         # Nobody writes while another might still give up on the round.
-        layouts = self._ranks.everywhere(lambda: newer._layouts_of(rows))
+        files = self._ranks.everywhere(lambda: newer._files_of(rows))
 
         def write() -> list[int]:
-            newer._write(rows, layouts)
+            newer._write(rows, files)
             return list(rows)
 
         for written in self._ranks.exchange(write):
@@ -67,29 +67,29 @@ class SharedDiskTable(DiskTable):
 
     def _open_together(self) -> None:
         """Open the files in all ranks, rank 0 first, which makes them."""
-        ranks, layouts = self._ranks, list(dict.fromkeys(self._layouts))
+        ranks, files = self._ranks, list(dict.fromkeys(self._files))
 
         def make() -> str | None:
             name = tempfile.mkdtemp() if self._temporary else None
             place(name)
-            for layout in layouts:
-                layout.identity()
+            for file in files:
+                file.identity()
             return name
 
         def place(name: str | None) -> None:
-            for number, layout in enumerate(layouts):
+            for number, file in enumerate(files):
                 if name is not None:
-                    layout.path = Path(name) / f"rows-{number}.bin"
+                    file.path = Path(name) / f"rows-{number}.bin"
 
         def look() -> tuple[str, list[tuple[int, int]]] | None:
             if not ranks.first:
                 place(name)
             try:
-                for layout in layouts:
-                    layout.require_file()
+                for file in files:
+                    file.require()
             except FileNotFoundError:
                 return None
-            return _machine(), [layout.identity() for layout in layouts]
+            return _machine(), [file.identity() for file in files]
 
         name = ranks.from_first(make)
         try:
@@ -102,7 +102,7 @@ class SharedDiskTable(DiskTable):
         if other is not None:
             raise ValueError(
                 "client_state='disk' is for processes of one machine, which share its files: rank "
-                f"{other} does not see those of rank 0 ({layouts[0].path}); use client_state='memory'"
+                f"{other} does not see those of rank 0 ({files[0].path}); use client_state='memory'"
             )
         self._together = True
 

@@ -63,11 +63,15 @@ def test_the_state_of_many_clients_is_scaled_from_few(many, small, method):
     kind = algorithms.get(method)
     algorithm = kind(split_options(small(method), EngineConfig, kind.Config)[1])
     state = algorithm.setup(many, torch.Generator().manual_seed(0))
-    personal = sum(t.nbytes for t in state.personal.tensors().values())
-    rest = sum(t.nbytes for t in state_tensors(state).values()) - personal
+    # Of rows that share their tensors each will have its own.
+    tables = {n: v for n, v in vars(state).items() if isinstance(v, ParameterTable)}
+    bytes_of = {n: sum(t.nbytes for row in v for t in v[row].values()) for n, v in tables.items()}
+    personal = bytes_of.pop("personal")
+    others = state_tensors(dataclasses.replace(state, **dict.fromkeys(tables, ParameterTable({}))))
+    rest = sum(t.nbytes for t in others.values()) + sum(bytes_of.values())
     told = foretold(many, method, small(method))
     assert told.measured.clients < 250 < told.clients == 400
-    # Stacks begin their rows at cache lines, and the clients set up are rounded in each task.
+    # The clients set up are rounded in each task.
     assert told.measured.server == pytest.approx(rest, rel=0.05)
     assert told.clients * told.measured.personal == pytest.approx(personal, rel=0.02)
 
@@ -80,11 +84,23 @@ def test_nothing_large_is_set_up_to_find_out(many, small, monkeypatch):
         return setup(self, federation, generator)
 
     monkeypatch.setattr(algorithms.get("m3fed"), "setup", watched)
-    monkeypatch.setattr(
-        ParameterTable, "_stacked", lambda _: pytest.fail("the rows of all clients were made")
-    )
+    monkeypatch.setattr(ParameterTable, "replace", lambda *_: pytest.fail("rows were made"))
     foretold(many, "m3fed", small("m3fed"))
     assert seen == [211] * 2
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_only_clients_that_have_taken_part_have_a_state_of_their_own(many, small, where):
+    options = small("local", participation=0.1, client_state=where)
+    few, more, all_ = (foretold(many, "local", options, rounds=rounds) for rounds in (2, 4, 100))
+    each = few.measured.personal
+    for told, replaced in ((few, 80), (more, 160), (all_, 400)):
+        # Three slots in a file, or three checkpoints.
+        extra = told.disk_needed - 3 * replaced * each
+        assert extra == pytest.approx(3 * (told.measured.server + (800 if where == "disk" else 0)), abs=10)
+        needed = told.needs(told.engine, told.sampled).personal
+        in_memory = 3 * replaced * each + 700 * replaced
+        assert needed == (400 * 7 if where == "disk" else pytest.approx(in_memory, abs=10))
 
 
 def test_steps_tell_what_keeps_them_from_native_code(toy_federation, small):

@@ -65,7 +65,7 @@ def test_a_kill_while_rows_are_written_loses_nothing(
 
 
 def killed_after(writes, federation, method, folder, config, monkeypatch):
-    write, done = disk_table._Layout.write, []
+    write, done = disk_table._RowFile.write, []
 
     def dies(self, row, slot, parameters):
         if len(done) == writes:
@@ -76,7 +76,7 @@ def killed_after(writes, federation, method, folder, config, monkeypatch):
         write(self, row, slot, parameters)
 
     with monkeypatch.context() as patched:
-        patched.setattr(disk_table._Layout, "write", dies)
+        patched.setattr(disk_table._RowFile, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             mf.run(federation, method, rounds=7, out=folder, config=config)
 
