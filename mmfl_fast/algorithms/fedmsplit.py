@@ -63,7 +63,7 @@ class FedMSplit(PlainTraining):
         return FedMSplitState(
             shared={},
             personal=ParameterTable({}),
-            models=ParameterTable({c.index: models[c.task_index] for c in federation.clients}),
+            models=ParameterTable.of_kinds(models, federation.clients.task_numbers),
             consensus=unknown_pairs(len(federation.clients)),
         )
 

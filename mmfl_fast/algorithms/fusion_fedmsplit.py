@@ -46,7 +46,7 @@ class FusionFedMSplit(FusionAlgorithm):
         return FedMSplitState(
             shared={},
             personal=ParameterTable({}),
-            models=ParameterTable({c.index: models[c.task_index] for c in federation.clients}),
+            models=ParameterTable.of_kinds(models, federation.clients.task_numbers),
             consensus=unknown_pairs(len(federation.clients)),
         )
 

@@ -12,9 +12,11 @@ import torch
 
 import mmfl_fast as mf
 from mmfl_fast import algorithms, data
+from mmfl_fast.data.federation import Clients
 from mmfl_fast.experiments.recorded_run import read_run
 from mmfl_fast.experiments.report import write_run_report
-from mmfl_fast.federation import disk_table, run_directory, simulation
+from mmfl_fast.federation import EngineConfig, disk_table, run_directory, simulation
+from mmfl_fast.federation.config import split_options
 from mmfl_fast.federation.disk_table import DiskTable
 
 PERSONAL = ("local", "m3fed", "per-fedavg", "moon", "creamfl")
@@ -176,6 +178,17 @@ def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads):
     assert counts[20_000] < 1.1 * counts[2_000]
 
 
+@pytest.mark.parametrize("method", ["per-fedavg", "fedavg", "local", "meta-har", "fedmeta", "mcarn"])
+def test_setting_up_makes_no_object_for_each_client(small, monkeypatch, method):
+    made, make = [], Clients._make
+    monkeypatch.setattr(Clients, "_make", lambda self, index: (made.append(index), make(self, index))[1])
+    kind = algorithms.get(method)
+    algorithm = kind(split_options(small(method), EngineConfig, kind.Config)[1])
+    state = algorithm.setup(population(300), torch.Generator().manual_seed(0))
+    assert made == []
+    assert len(state.personal) == (0 if method == "fedavg" else 300)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak of memory")
 def test_memory_grows_by_little_per_client(tmp_path):
     clients, status = 20_000, Path("/proc/self/status")
@@ -192,8 +205,7 @@ def test_memory_grows_by_little_per_client(tmp_path):
     grown = resident("VmHWM") - before
     own = sum(t.nbytes for t in result.state.personal[0].values())
     assert own > 7_000
-    # Setting up passes through one mapping per client.
-    assert grown < 3_000 * clients
+    assert grown < 1_000 * clients
     # A checkpoint is a few bytes per client, and the files of the others have holes.
     assert sum(f.stat().st_size for f in (tmp_path / "checkpoints").rglob("*")) < 3 * clients + 100_000
     assert sum(512 * f.stat().st_blocks for f in (tmp_path / "personal").iterdir()) < 60 * (own + 2 * 4096)
