@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmfl_fast.federation.algorithm import State
 from mmfl_fast.federation.checkpoints import state_tensors, to_device, with_state_tensors
+from mmfl_fast.federation.disk_table import DiskTable
 from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.ranks import Ranks
 from mmfl_fast.federation.tensor_exchange import exchange_tensors
@@ -47,15 +48,19 @@ def same_state(ranks: Ranks, state: AnyState, device: torch.device) -> AnyState:
     """Return a state on a device that is the same in all ranks: rank 0's, if what each computed differs.
 
     Other processors and libraries round otherwise, and some decisions, such as who is in which cluster, hang
-    on that. Parts that never leave a client come from the one rank that trained it, and are not compared.
+    on that. Parts that never leave a client come from the one rank that trained it, rows in files from the
+    one that wrote them: they are not compared.
     """
     if ranks.world == 1:
         return state
-    of_server = replace(state, personal=ParameterTable({}))
+    named = {field.name: getattr(state, field.name) for field in fields(state)}
+    left_out: dict[str, Any] = {n: v for n, v in named.items() if n == "personal" or isinstance(v, DiskTable)}
+    nothing: dict[str, Any] = dict.fromkeys(left_out, ParameterTable({}))
+    of_server = replace(state, **nothing)
     mine = _sample(of_server)
     if len(set(ranks.exchange(lambda: mine))) == 1:
         return state
-    return replace(to_device(state_of_first(ranks, of_server), device), personal=state.personal)
+    return replace(to_device(state_of_first(ranks, of_server), device), **left_out)
 
 
 def state_of_first(ranks: Ranks, state: AnyState) -> AnyState:

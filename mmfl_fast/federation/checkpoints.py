@@ -92,7 +92,7 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
     final = folder / f"round-{rounds_done:06d}"
     partial = folder / f".partial-{rounds_done:06d}"
     try:
-        for table in _tables(state):
+        for table in tables(state):
             table.before_checkpoint()
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -115,7 +115,7 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
 
 def note_checkpoint(state: State) -> None:
     """Let the tables of a state keep what the checkpoint just written, by whomever, refers to."""
-    for table in _tables(state):
+    for table in tables(state):
         table.after_checkpoint()
 
 
@@ -161,7 +161,8 @@ def _each_on_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _tables(state: State) -> list[ParameterTable]:
+def tables(state: State) -> list[ParameterTable]:
+    """The tables of a state."""
     values = (getattr(state, field.name) for field in fields(state))
     return [value for value in values if isinstance(value, ParameterTable)]
 

@@ -22,22 +22,30 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 class SharedDiskTable(DiskTable):
     """As :class:`~mmfl_fast.federation.disk_table.DiskTable`, in all ranks of a run.
 
-    Each rank writes the rows of the clients that it has trained, all know which slot is whose, and any reads
-    any row. A system gives all processes of a machine the same view of a file, which network file systems
-    do not do: ranks on other machines are refused.
+    Each rank writes rows of its own, of the clients that it has trained, all know which slot is whose, and
+    any reads any row. A system gives all processes of a machine the same view of a file, which network file
+    systems do not do: ranks on other machines are refused.
 
     Args:
         table: the rows to begin with, the same in all ranks.
         folder: of the files; None takes temporary ones.
         device: where the tensors read are put.
         ranks: of the run.
+        same_everywhere: all ranks replace the same rows, of which rank 0's values count; otherwise each has
+            rows of its own.
     """
 
     def __init__(
-        self, table: ParameterTable, folder: Path | None, device: torch.device, ranks: Ranks
+        self,
+        table: ParameterTable,
+        folder: Path | None,
+        device: torch.device,
+        ranks: Ranks,
+        same_everywhere: bool = False,
     ) -> None:
         super().__init__(table, folder, device)
         self._ranks = ranks
+        self._same_everywhere = same_everywhere
         self._temporary = folder is None
         self._together = False
 
@@ -58,6 +66,8 @@ class SharedDiskTable(DiskTable):
         files = self._ranks.everywhere(lambda: newer._files_of(rows))
 
         def write() -> list[int]:
+            if self._same_everywhere and not self._ranks.first:
+                return []
             newer._write(rows, files)
             return list(rows)
 

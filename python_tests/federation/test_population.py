@@ -15,15 +15,20 @@ from mmfl_fast import algorithms, data
 from mmfl_fast.data.federation import Clients
 from mmfl_fast.experiments.recorded_run import read_run
 from mmfl_fast.experiments.report import write_run_report
-from mmfl_fast.federation import EngineConfig, disk_table, run_directory, simulation
+from mmfl_fast.federation import EngineConfig, ParameterTable, disk_table, run_directory, simulation
 from mmfl_fast.federation.config import split_options
 from mmfl_fast.federation.disk_table import DiskTable
 
-PERSONAL = ("local", "m3fed", "per-fedavg", "moon", "creamfl")
+PERSONAL = ("local", "m3fed", "per-fedavg", "moon", "creamfl", "fedmsplit", "fusion-fedmsplit", "mat-fl")
 
 
 def rows_of(state):
-    return {row: state.personal[row] for row in state.personal}
+    return {
+        (name, row): table[row]
+        for name, table in vars(state).items()
+        if isinstance(table, ParameterTable)
+        for row in table
+    }
 
 
 def assert_same(first, second):
@@ -50,11 +55,15 @@ def test_memory_and_disk_end_at_the_same_bits(toy_federation, small, method):
         )
         for where in ("memory", "disk")
     ]
-    assert isinstance(results[1].state.personal, DiskTable)
+    tables = algorithms.get(method)().tables_of_clients
+    assert all(isinstance(getattr(results[1].state, name), DiskTable) for name in tables)
     assert_same(*results)
 
 
-@pytest.mark.parametrize(("method", "deaths"), [("local", (0, 1, 5, 17)), ("per-fedavg", (11,))])
+@pytest.mark.parametrize(
+    ("method", "deaths"),
+    [("local", (0, 1, 5, 17)), ("per-fedavg", (11,)), ("fedmsplit", (11,)), ("m3fed", (11, 12))],
+)
 def test_a_kill_while_rows_are_written_loses_nothing(
     toy_federation, small, tmp_path, monkeypatch, method, deaths
 ):
