@@ -212,10 +212,12 @@ class M3Fed(BackboneAlgorithm):
 
         absent = torch.ones(len(state.slot), dtype=torch.bool)
         absent[members] = False
-        kept, kept_slot = state.slot[absent].unique(return_inverse=True)
-        slot = state.slot.clone()
+        needed = torch.zeros(len(next(iter(state.shared.values()))), dtype=torch.bool)
+        needed[state.slot[absent]] = True
+        kept = needed.nonzero().flatten()
+        # Behind the new means, in their order.
+        slot = (needed.cumsum(dim=0) - 1 + len(means))[state.slot]
         slot[members] = labels
-        slot[absent] = kept_slot + len(means)
         clusters = state.clusters.clone()
         clusters[members] = labels
         return replace(

@@ -156,7 +156,8 @@ def config_of(clients):
     return {**model, "participation": 20 / clients, "evaluate_clients": 20, "client_state": "disk"}
 
 
-def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads):
+@pytest.mark.parametrize("method", ["per-fedavg", "fedmsplit"])
+def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads, method):
     set_threads(1)
     counts = {}
     for clients in (2_000, 20_000):
@@ -180,7 +181,7 @@ def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads):
 
         with monkeypatch.context() as patched:
             patched.setattr(simulation._Run, "round", counted)
-            result = mf.run(population(clients), "per-fedavg", rounds=3, config=config_of(clients))
+            result = mf.run(population(clients), method, rounds=3, config=config_of(clients))
         assert [line["clients"] for line in result.history] == [20] * 3
         counts[clients] = calls[0]
     # What is drawn how often depends on the sample, but by little.
