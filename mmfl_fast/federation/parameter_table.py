@@ -116,6 +116,12 @@ class ParameterTable:
             }
         )
 
+    def changed_since(self, older: ParameterTable) -> list[int]:
+        """Rows that have been replaced between an older version and this one; all of unrelated tables."""
+        if older._starts is not self._starts:
+            return list(self)
+        return list(self._replaced.changed_since(older._replaced))
+
     def mapped(self, function: Callable[[dict[str, Tensor]], Row]) -> ParameterTable:
         """The table of what a function makes of every row; of rows with the same tensors it is asked once."""
         starts, kinds = self._as_set_up()

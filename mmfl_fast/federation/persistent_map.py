@@ -43,6 +43,10 @@ class PersistentMap(Generic[Value]):
         newer._shift, newer._root = self._shift, _updated(self._root, values, self._shift)
         return newer
 
+    def changed_since(self, older: PersistentMap[Value]) -> Iterator[int]:
+        """Numbers whose values are not those of an older version, ascending; shared nodes are passed over."""
+        return _changed(self._root, older._root, 0, self._shift)
+
     def items(self) -> Iterator[tuple[int, Value]]:
         """Numbers that have a value, ascending, and the values."""
         return _items(self._root, 0, self._shift)
@@ -59,6 +63,17 @@ def _updated(node: Mapping[int, Any], values: Mapping[int, Any], shift: int) -> 
     for digit, part in parts.items():
         newer[digit] = _updated(node.get(digit, {}), part, shift - _BITS)
     return newer
+
+
+def _changed(node: Mapping[int, Any], older: Mapping[int, Any], first: int, shift: int) -> Iterator[int]:
+    for digit in sorted(node):
+        if node[digit] is older.get(digit):
+            continue
+        number = first | digit << shift
+        if shift:
+            yield from _changed(node[digit], older.get(digit, {}), number, shift - _BITS)
+        else:
+            yield number
 
 
 def _items(node: Mapping[int, Any], first: int, shift: int) -> Iterator[tuple[int, Any]]:

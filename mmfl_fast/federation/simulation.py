@@ -260,9 +260,9 @@ class _Run:
 
         kept = {c.index: o.kept for c, o in zip(clients, outcomes, strict=True) if o.kept}
         sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64, device=self.device)
-        state = replace(state, personal=state.personal.replace(kept))
-        state = self._algorithm.aggregate(state, uploads, sizes / sizes.sum())
-        state = same_state(self._ranks, state, self.device)
+        before = replace(state, personal=state.personal.replace(kept))
+        state = self._algorithm.aggregate(before, uploads, sizes / sizes.sum())
+        state = same_state(self._ranks, before, state, self.device)
         ended = time.perf_counter()
 
         passes = [o.seconds for o in outcomes]

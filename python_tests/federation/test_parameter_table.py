@@ -62,6 +62,18 @@ def test_every_version_stays_as_it_is_and_so_does_what_was_read_from_it():
     assert versions[4][2]["a"].tolist() == [1.0, 2.0]
 
 
+def test_a_version_knows_what_has_changed_since():
+    table = ParameterTable.of_kinds([{"a": torch.zeros(2)}], [0] * 5000)
+    one = {"a": torch.ones(2)}
+    newer = table.replace({4321: one, 7: one}).replace({8: one})
+    newest = newer.replace({7: one, 4999: one}).replace({7: one})
+    assert newer.changed_since(table) == [7, 8, 4321]
+    assert newest.changed_since(newer) == [7, 4999]
+    assert newest.changed_since(table) == [7, 8, 4321, 4999]
+    assert newest.changed_since(newest) == []
+    assert len(newest.changed_since(newest.with_tensors(newest.tensors()))) == 5000
+
+
 def test_a_table_has_its_own_copy_of_new_values():
     values = {"a": torch.tensor([7.0, 8.0])}
     table = ParameterTable(rows()).replace({5: values})
