@@ -38,8 +38,8 @@ class ParameterTable:
     def __init__(self, rows: Mapping[int, Row]) -> None:
         self._set_up(*_told_apart(rows))
 
-    @classmethod
-    def of_kinds(cls, starts: Sequence[Row], kinds: ArrayLike) -> ParameterTable:
+    @staticmethod
+    def of_kinds(starts: Sequence[Row], kinds: ArrayLike) -> ParameterTable:
         """The table whose row i begins as ``starts[kinds[i]]``: for many rows of which few differ.
 
         Args:
@@ -52,7 +52,7 @@ class ParameterTable:
         start_of = np.asarray(kinds).astype(np.int32)
         if start_of.max(initial=-1) >= len(starts):
             raise ValueError(f"kinds: expected numbers below {len(starts)}, got {start_of.max()}")
-        table = object.__new__(cls)
+        table = object.__new__(ParameterTable)
         table._set_up(starts, start_of)
         return table
 
