@@ -312,15 +312,6 @@ class _Run:
     def close(self) -> None:
         self._workers.close()
 
-    def _on_disk(self, state: State, name: str, out: Path | None) -> DiskTable:
-        """One of the state's tables, in files."""
-        table: ParameterTable = getattr(state, name)
-        folder = None if out is None else out / name
-        if self._ranks.world == 1:
-            return DiskTable(table, folder, self.device)
-        kept_by_server = name != "personal"
-        return SharedDiskTable(table, folder, self.device, self._ranks, same_everywhere=kept_by_server)
-
     def _tested_in(self, federation: Federation) -> list[Client]:
         """Those of the tested clients that have test rows in a federation of the same clients."""
         found = (federation.clients[c.index] for c in self._tested)
@@ -382,6 +373,15 @@ class _Run:
             )
             for p, (result, sent, seconds) in enumerate(trained)
         ]
+
+    def _on_disk(self, state: State, name: str, out: Path | None) -> DiskTable:
+        """One of the state's tables, in files."""
+        table: ParameterTable = getattr(state, name)
+        folder = None if out is None else out / name
+        if self._ranks.world == 1:
+            return DiskTable(table, folder, self.device)
+        kept_by_server = name != "personal"
+        return SharedDiskTable(table, folder, self.device, self._ranks, same_everywhere=kept_by_server)
 
     def _clock(self) -> float:
         """Seconds: on a CPU of this thread's processor time, which other work here hardly changes."""
