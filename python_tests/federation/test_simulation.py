@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import mmfl_fast as mf
 from mmfl_fast import data
+from mmfl_fast.experiments.recorded_run import read_run
 from mmfl_fast.federation import CheckpointError, DivergedError, RunDirectoryError, simulation
 from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.simulation import digest, move, resolve_device
@@ -95,6 +96,8 @@ def test_similarity_of_every_evaluated_round_is_kept(toy_federation, tmp_path):
     known = result.state.members
     torch.testing.assert_close(last[known][:, known].double(), result.state.affinity, rtol=0, atol=5e-4)
     assert int((~last.isnan()).sum()) == len(known) ** 2 < last.numel()
+    pictured = torch.from_numpy(read_run(tmp_path / "m3fed").state["affinity"])
+    torch.testing.assert_close(last.double(), pictured, rtol=0, atol=5e-4, equal_nan=True)
     mf.run(toy_federation, "fedavg", rounds=1, out=tmp_path / "fedavg", config=SMALL)
     assert not (tmp_path / "fedavg" / "similarity").exists()
 
