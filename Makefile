@@ -69,7 +69,7 @@ mfcpl-tables: $(VENV)/.installed
 # FedMVP and its baselines; alpha 1e6 is IID. A quarter of the paper's width and fewer rounds: see the preset.
 FEDMVP_TABLES := runs/fedmvp-tables
 FEDMVP_METHODS := joint-fedavg,only=image joint-fedavg,only=text joint-fedavg joint-fedavg,incomplete=keep \
-  fedclip creamfl fedmvp
+  fedclip creamfl fedmvp fedmvp,server=size
 FEDMVP_OPTIONS := --preset fedmvp-wikipedia-cpu --missing 0,0.3,0.5,0.8 --seeds $(SEEDS) \
   --metric pooled_accuracy --metric bytes_up --resume
 

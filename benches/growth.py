@@ -58,19 +58,15 @@ def run(
 
 def _measure(clients: int, width: int, seconds: float) -> dict[str, Any]:
     training, loop = _round(clients, width), _round(min(clients, _LOOPED), width)
-    try:
-        training.engine(native=True)
-        timings = alternate(
-            {
-                "native": Contender([lambda: training.engine(native=True)], "auto"),
-                "plain": Contender([loop.plain], "auto"),
-            },
-            "cpu",
-            seconds,
-        )
-    finally:
-        training.close()
-        loop.close()
+    training.engine(native=True)
+    timings = alternate(
+        {
+            "native": Contender([lambda: training.engine(native=True)], "auto"),
+            "plain": Contender([loop.plain], "auto"),
+        },
+        "cpu",
+        seconds,
+    )
     per_client = _SAMPLES // _BATCH
     per_step = {
         "native": 1e3 * timings["native"].p50 / (clients * per_client),

@@ -37,7 +37,7 @@ from mmfl_fast.federation import (
 )
 from mmfl_fast.federation.batching import gather, shuffled_rows
 from mmfl_fast.federation.client_memory import ClientMemory
-from mmfl_fast.federation.client_workers import ClientWorkers, one_torch_thread
+from mmfl_fast.federation.client_workers import map_clients, one_torch_thread
 from mmfl_fast.federation.local_training import LocalResult, train_clients
 from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.streams import torch_generator
@@ -194,7 +194,6 @@ class LocalRound:
         self._clients = list(workload.federation.clients)
         state = self._algorithm.setup(workload.federation, torch_generator(_SEED, Purpose.INITIALISATION))
         self._starts = [self._algorithm.broadcast(state, c) for c in self._clients]
-        self._workers = ClientWorkers(_CPU)
         self._native, self._memory = NativeSteps(), ClientMemory()
 
     def engine(self, native: bool) -> list[LocalResult]:
@@ -209,7 +208,7 @@ class LocalRound:
             client, start = self._clients[position], self._starts[position]
             return train_clients([client], [start], phases, 0, _SEED, steps, self._memory)[0]
 
-        return self._workers.map(train, range(len(self._clients)))
+        return map_clients(train, range(len(self._clients)), _CPU)
 
     def plain(self, dtype: torch.dtype = torch.float32) -> list[ClientState]:
         """As a person would write it."""
@@ -232,9 +231,6 @@ class LocalRound:
             learning_rate=config.learning_rate,
             threads=torch.get_num_threads(),
         )
-
-    def close(self) -> None:
-        self._workers.close()
 
     def _plain_client(self, client: Client, start: ClientState) -> ClientState:
         draw = stream(_SEED, Purpose.BATCHES, 0, client.index)
@@ -321,7 +317,6 @@ def _measure(workload: Workload, seconds: float, with_peers: bool) -> dict[str, 
         line["target"] = workload.target
         return line
     finally:
-        training.close()
         for peer in peers.values():
             peer.close()
 

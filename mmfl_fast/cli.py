@@ -255,6 +255,8 @@ def compare_command(
         )
     metrics = _metrics(metric)
     chosen = presets.load_experiment(preset, settings or [])
+    if data_names is not None and "npz" in chosen.data:
+        raise ValueError(f"--data {data_names}: {preset} reads {chosen.data['npz']}, and no data set by name")
     dealt = "data" if chosen.dirichlet is None else "dirichlet"
     shorthands = {"data.name": data_names, f"{dealt}.alpha": alpha, MISSING_RATE: missing}
     swept = [f"{key}={values}" for key, values in shorthands.items() if values is not None] + (over or [])
@@ -271,6 +273,8 @@ def compare_command(
     if dry_run:
         tell_comparison(plan, folder, jobs)
         return
+    if folder.exists() and not folder.is_dir():
+        raise RunDirectoryError(f"{folder} is not a folder: a comparison is kept in one")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise RunDirectoryError(f"{folder} is not empty: finish it with --resume or choose another folder")
     compare(plan, folder, jobs=jobs)

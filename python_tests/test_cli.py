@@ -192,6 +192,7 @@ def test_a_killed_comparison_over_missing_rates_resumes_to_the_same_scores(
         (["data", "check", "mnst"], "did you mean 'mnist'"),
         (["data", "missing", "dmo"], "unknown data set or preset 'dmo'; did you mean 'demo'"),
         (["data", "missing", "demo", "--rate=2"], "rate must lie in [0, 1], got 2"),
+        (["compare", "local", "--preset=demo", "--out=/dev/null"], "/dev/null is not a folder"),
         (["report", "nowhere[bold]"], "nowhere[bold] is not a folder"),
         (["report", "."], "comparison.yaml is missing"),
         (["compare", "m3fd", "--preset=demo"], "unknown algorithm 'm3fd'; did you mean 'm3fed'"),
@@ -219,6 +220,18 @@ def test_mistakes_end_in_one_line_and_exit_code_two(typed, arguments, told):
     assert code == 2
     assert errors.startswith("error: ")
     assert told in errors
+
+
+def test_rows_of_a_file_are_no_data_set(typed, tmp_path):
+    (tmp_path / "mine.yaml").write_text("data: {npz: mine.npz}\n")
+    code, _, errors = typed("compare", "local", "--preset=mine.yaml", "--data=demo,mnist")
+    assert (code, errors) == (
+        2,
+        "error: --data demo,mnist: mine.yaml reads mine.npz, and no data set by name",
+    )
+    code, _, errors = typed("run", "mine.yaml", "--set=data.name=mnist")
+    assert code == 2
+    assert "'mnist' is a data set, but the rows come from npz 'mine.npz'" in errors
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   mmfl::register_prototype_loss(m);
   mmfl::register_algebra(m);
   mmfl::register_client_step(m);
+  mmfl::register_threads(m);
 
   m.def("simd_level", [] { return mmfl::name(mmfl::simd_level()); });
 #if defined(MMFL_HAVE_CUDA)

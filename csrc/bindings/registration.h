@@ -16,6 +16,7 @@ void register_cross_gram_sq(pybind11::module_& m);
 void register_prototype_loss(pybind11::module_& m);
 void register_algebra(pybind11::module_& m);
 void register_client_step(pybind11::module_& m);
+void register_threads(pybind11::module_& m);
 
 inline void throw_unless_ok(const char* kernel, Status status) {
   if (status == Status::kOk) return;

@@ -18,25 +18,32 @@ struct View {
   const std::int64_t* stride;  // [kMaxAxes]
 };
 
+// Numbers that are apart. Not inlined, so that the rest of a line's code is.
+[[gnu::noinline]] static Floats gather_part(const float* from, std::int64_t stride, int count) {
+  Floats value = {};
+  for (int l = 0; l < count; ++l) value[l] = from[l * stride];
+  return value;
+}
+
+[[gnu::noinline]] static void scatter_part(float* to, std::int64_t stride, Floats value, int count) {
+  for (int l = 0; l < count; ++l) to[l * stride] = value[l];
+}
+
 // The elements of one line: `stride` apart.
 struct Line {
   float* data;
   std::int64_t stride;
 
-  Floats at(std::int64_t i, int count) const {
+  [[gnu::always_inline]] Floats at(std::int64_t i, int count) const {
     if (stride == 1) return count == kFloatLanes ? load(data + i) : load_part(data + i, count);
     if (stride == 0) return Floats{} + *data;
-    Floats value = {};
-    for (int l = 0; l < count; ++l) value[l] = data[(i + l) * stride];
-    return value;
+    return gather_part(data + i * stride, stride, count);
   }
 
-  void put(std::int64_t i, Floats value, int count) const {
-    if (stride == 1) {
-      if (count == kFloatLanes) return store(data + i, value);
-      return store_part(data + i, value, count);
-    }
-    for (int l = 0; l < count; ++l) data[(i + l) * stride] = value[l];
+  [[gnu::always_inline]] void put(std::int64_t i, Floats value, int count) const {
+    if (stride != 1) return scatter_part(data + i * stride, stride, value, count);
+    if (count == kFloatLanes) return store(data + i, value);
+    store_part(data + i, value, count);
   }
 };
 

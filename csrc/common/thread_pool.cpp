@@ -45,7 +45,8 @@ class Pool {
     job_ = nullptr;
   }
 
-  std::mutex busy;
+  // Set by who has the threads; no mutex, because a task of that call may call again.
+  std::atomic<bool> busy{false};
 
  private:
   void serve(int number) {
@@ -102,19 +103,14 @@ void parallel_for(std::int64_t tasks, int threads, void (*body)(void*, std::int6
   job.body = body;
   job.context = context;
   const int helpers = static_cast<int>(std::min<std::int64_t>(tasks, threads)) - 1;
-  if (helpers > 0) {
-    std::unique_lock<std::mutex> lock(pool->busy, std::try_to_lock);
-    if (lock.owns_lock()) {
-      if (!forked && host_openmp() != nullptr) {
-        const auto work = [](void* shared_job) { static_cast<Job*>(shared_job)->work(); };
-        host_openmp()(work, &job, static_cast<unsigned>(helpers + 1), 0);
-      } else {
-        pool->run(job, helpers);
-      }
-      return;
-    }
+  if (helpers <= 0 || pool->busy.exchange(true)) return job.work();
+  if (!forked && host_openmp() != nullptr) {
+    const auto work = [](void* shared_job) { static_cast<Job*>(shared_job)->work(); };
+    host_openmp()(work, &job, static_cast<unsigned>(helpers + 1), 0);
+  } else {
+    pool->run(job, helpers);
   }
-  job.work();
+  pool->busy = false;
 }
 
 }  // namespace mmfl

@@ -29,7 +29,9 @@ class BranchConfig(AlgorithmConfig):
     """Options of the network and of meta-steps; the defaults are those of the report's best runs."""
 
     support: tuple[str, ...] | None = Field(
-        None, description="modalities of support sets, a list or image+sign; default: all a client has"
+        None,
+        min_length=1,
+        description="modalities of support sets, a list or image+sign; default: all a client has",
     )
     inner_rate: float = Field(1e-5, gt=0, description="alpha, rate of the inner steps")
     order: Literal["second", "first"] = Field(

@@ -204,6 +204,11 @@ def _booleans(name: str, value: Array, shape: tuple[int, ...]) -> NDArray[np.boo
 
 
 def _integers(name: str, values: NDArray[np.generic]) -> NDArray[np.int64]:
+    if values.dtype.kind == "O":
+        for row, value in enumerate(values.tolist()):
+            if not isinstance(value, (int, float, np.number)):
+                raise TypeError(f"{name} must hold integers, got {value!r} in row {row}")
+        raise ValueError(f"{name} must fit in 64 signed bits, got {max(values, key=abs)}")
     if values.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold integers, got dtype {values.dtype}")
     if values.dtype.kind == "f":
@@ -221,9 +226,13 @@ def _integers(name: str, values: NDArray[np.generic]) -> NDArray[np.int64]:
 def _words(name: str, values: NDArray[np.generic], expected: str) -> NDArray[np.generic]:
     if values.dtype.kind == "U":
         return values
-    words = [word.decode() if isinstance(word, bytes) else word for word in values.tolist()]
-    for row, word in enumerate(words):
-        if not isinstance(word, str):
+    words = []
+    for row, word in enumerate(values.tolist()):
+        try:
+            words.append(word.decode() if isinstance(word, bytes) else word)
+        except UnicodeDecodeError:
+            raise ValueError(f"{name} must be UTF-8, got {word!r} in row {row}") from None
+        if not isinstance(words[-1], str):
             raise TypeError(f"{name} must hold {expected}, got {word!r} in row {row}")
     return np.asarray(words)
 
@@ -254,9 +263,15 @@ def _array(name: str, value: Array) -> NDArray[np.generic]:
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use to_dense()")
-        # NumPy has no bfloat16.
-        tensor = value.detach().cpu()
-        array: NDArray[np.generic] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        try:
+            # NumPy has no bfloat16.
+            tensor = value.detach().cpu()
+            array: NDArray[np.generic] = (
+                tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            ).numpy()
+        except (RuntimeError, TypeError) as error:
+            # A meta tensor, another dtype that NumPy lacks, and the like.
+            raise TypeError(f"{name} cannot be read as an array: {error}") from None
         return array
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmfl_fast.data.arguments import require_choice
-from mmfl_fast.data.federation import Client, Federation, Task
-from mmfl_fast.data.pairs.pair_generator import PairGenerator
+from mmfl_fast.data.arguments import require_choice, require_non_negative
+from mmfl_fast.data.federation import Client, Federation, Task, require_federation
+from mmfl_fast.data.pairs.pair_generator import PairGenerator, require_generator
 from mmfl_fast.data.seeding import stream
 
 Rows = NDArray[np.float32]
@@ -55,9 +55,9 @@ def complete(
         MissingModelError, UnusableModelError, MissingLibraryError: of the generator, as in
             :meth:`PairGenerator.completed`.
     """
+    require_federation("fed", fed)
     backend = require_choice("backend", backend, ["feature", "generator", "oracle", "none"])
-    if noise < 0:
-        raise ValueError(f"noise must be at least 0; got {noise}")
+    noise = require_non_negative("noise", noise)
     if backend == "none":
         return fed
     if backend == "feature":
@@ -74,6 +74,7 @@ def complete(
     if backend == "generator":
         if generator is None:
             raise ValueError("backend 'generator' needs generator, a mf.data.PairGenerator")
+        require_generator(generator)
         return replace(fed, tasks=tuple(_generated(task, generator, seed) for task in fed.tasks))
     if original is None:
         raise ValueError("backend 'oracle' needs original, the federation before modalities were taken away")

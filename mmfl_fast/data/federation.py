@@ -235,3 +235,10 @@ class Federation:
     def __repr__(self) -> str:
         head = f"Federation {self.name!r}: {len(self.clients)} clients"
         return "\n  ".join([head, *map(repr, self.tasks)])
+
+
+def require_federation(name: str, value: object) -> Federation:
+    """Return ``value``, or raise if it is no federation; ``name`` is the argument's."""
+    if not isinstance(value, Federation):
+        raise TypeError(f"{name} must be a Federation, got {type(value).__name__}")
+    return value

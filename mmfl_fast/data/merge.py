@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from mmfl_fast.data.federation import Federation
+from mmfl_fast.data.federation import Federation, require_federation
 
 
 def merge(federations: Sequence[Federation], name: str | None = None) -> Federation:
@@ -16,17 +16,20 @@ def merge(federations: Sequence[Federation], name: str | None = None) -> Federat
         name: name of the result; the names joined by ``"+"`` if None.
 
     Raises:
-        TypeError: an element is not a ``Federation``.
+        TypeError: an element is not a ``Federation``, or ``name`` is no name.
         ValueError: there is none, or two tasks have the same name.
     """
     if isinstance(federations, Federation):
         raise TypeError("federations must be a sequence of Federation, got a single Federation")
+    if not isinstance(federations, Iterable):
+        raise TypeError(f"federations must be a sequence of Federation, got {type(federations).__name__}")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise TypeError(f"name must be a non-empty string, got {name!r}")
     federations = list(federations)
     if not federations:
         raise ValueError("federations is empty; expected at least one Federation")
     for position, fed in enumerate(federations):
-        if not isinstance(fed, Federation):
-            raise TypeError(f"federations[{position}] must be a Federation, got {type(fed).__name__}")
+        require_federation(f"federations[{position}]", fed)
     tasks = tuple(task for fed in federations for task in fed.tasks)
     repeated = [task for task, count in Counter(task.name for task in tasks).items() if count > 1]
     if repeated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmfl_fast.data.arguments import require_choice
-from mmfl_fast.data.federation import Federation, Task
+from mmfl_fast.data.federation import Federation, Task, require_federation
 from mmfl_fast.data.missing_rates import Rate, missing_rates
 from mmfl_fast.data.seeding import stream
 
@@ -69,10 +69,12 @@ def with_missing(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
+    require_federation("fed", fed)
     level = require_choice("level", level, ["client", "sample"])
     rule = require_choice("rule", rule, ["subset", "independent", "count"])
-    if isinstance(parts, str):
-        raise TypeError(f"parts must be a sequence of 'train' and 'test', got the string {parts!r}")
+    if isinstance(parts, str) or not isinstance(parts, Iterable):
+        came = f"the string {parts!r}" if isinstance(parts, str) else repr(parts)
+        raise TypeError(f"parts must be a sequence of 'train' and 'test', got {came}")
     parts = [require_choice("part", part, ["train", "test"]) for part in parts]
     train = missing_rates(fed, "rate", rate, spread, seed)
     test = train if test_rate is None else missing_rates(fed, "test_rate", test_rate, spread, seed)

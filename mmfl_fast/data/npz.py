@@ -35,10 +35,13 @@ def load_npz(
         seed: as in :func:`from_arrays`.
 
     Raises:
+        TypeError: ``path`` is no path, or an array has the wrong type.
         FileNotFoundError: there is no such file or folder.
         ValueError: a file is damaged, a key is missing or unknown, or an array is not valid for
             :func:`from_arrays`.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a .npz file or folder, got {path!r}")
     path = Path(path)
     arrays = _read(path)
     inputs = _with_prefix(arrays, _MODALITY)
@@ -78,18 +81,22 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         # Opening it tells a missing or forbidden file from a damaged one.
         with path.open("rb"):
             raise ValueError(f"{path} is not a .npz file, or it is cut short")
-    arrays = {}
+    arrays, key = {}, None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy would leave a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for key in archive.files:
                 arrays[key] = archive[key]
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
+        pickled = "allow_pickle" in str(error)
+        if pickled and key is not None:
             raise ValueError(
                 f"{path}: {key!r} is an array of Python objects, which would have to be unpickled; "
                 "store strings as unicode arrays, e.g. np.asarray(ids, dtype=str)"
             ) from error
-        raise ValueError(f"{path} is damaged: {error}") from error
+        # NumPy takes a file that does not begin as an archive for a pickled one.
+        told = "it does not begin as an archive" if pickled else error
+        raise ValueError(f"{path} is damaged: {told}") from error
     return arrays
 
 

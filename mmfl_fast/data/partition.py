@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmfl_fast.data.arguments import require_integer, require_positive, suggestion
-from mmfl_fast.data.federation import Federation, Task
+from mmfl_fast.data.arguments import require_bool, require_integer, require_positive, suggestion
+from mmfl_fast.data.federation import Federation, Task, require_federation
 from mmfl_fast.data.seeding import stream
 
 Owners = NDArray[np.int64]
@@ -46,11 +46,13 @@ def dirichlet(
         The same rows with clients named ``"0"``, ``"1"``, ...; parts of ``"ann"`` are ``"ann-0"``, ...
 
     Raises:
-        TypeError: ``clients`` or ``alpha`` is of the wrong type.
+        TypeError: an argument is of the wrong type.
         ValueError: a number is out of range, ``clients`` names an unknown task, or a task or client has too
             few training rows for two each.
     """
+    require_federation("fed", fed)
     alpha = require_positive("alpha", alpha)
+    require_bool("within_clients", within_clients)
     counts = clients_per_task(fed, clients)
     dealt = _dealt_within_clients if within_clients else _dealt_again
     return replace(

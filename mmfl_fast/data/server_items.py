@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from mmfl_fast.data.federation import Federation, Task
-from mmfl_fast.data.pairs.pair_generator import PairGenerator
+from mmfl_fast.data.federation import Federation, Task, require_federation
+from mmfl_fast.data.pairs.pair_generator import PairGenerator, require_generator
 
 
 def with_server_items(
@@ -34,6 +34,8 @@ def with_server_items(
             the generator lacks one of its models.
         MissingModelError, UnusableModelError, MissingLibraryError: as in :meth:`PairGenerator.imagined`.
     """
+    require_federation("fed", fed)
+    require_generator(generator)
     return replace(fed, tasks=tuple(_with_items(task, generator, count, seed) for task in fed.tasks))
 
 

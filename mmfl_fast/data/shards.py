@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmfl_fast.data.arguments import require_integer
-from mmfl_fast.data.federation import Federation, Task
+from mmfl_fast.data.federation import Federation, Task, require_federation
 from mmfl_fast.data.partition import MIN_TRAIN_ROWS, Owners, clients_per_task, deal_by_shares
 from mmfl_fast.data.seeding import stream
 
@@ -40,10 +40,11 @@ def shards(
         The same rows with clients named ``"0"``, ``"1"``, ...
 
     Raises:
-        TypeError: ``clients`` or ``per_client`` is of the wrong type.
+        TypeError: an argument is of the wrong type.
         ValueError: a number is out of range, ``clients`` names an unknown task, or a task has too few
             training rows for a row in every shard and two at every client.
     """
+    require_federation("fed", fed)
     per_client = require_integer("per_client", per_client, minimum=1)
     if clients is None:
         clients = {task.name: len(task.client_names) for task in fed.tasks}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmfl_fast.data.arguments import require_choice, require_probability
-from mmfl_fast.data.federation import Federation
+from mmfl_fast.data.federation import Federation, require_federation
 from mmfl_fast.data.partition import random_rank
 from mmfl_fast.data.seeding import stream
 
@@ -33,9 +33,10 @@ def validation_part(fed: Federation, share: float = 0.2, level: str = "row", see
         The training rows alone, with the same clients; one that held nothing but test rows holds nothing.
 
     Raises:
-        TypeError: ``share`` is no number.
+        TypeError: an argument is of the wrong type.
         ValueError: ``share`` or ``level`` is out of range, or nothing would be left to train or to test.
     """
+    require_federation("fed", fed)
     share = require_probability("share", share)
     if share in (0.0, 1.0):
         raise ValueError(f"share must lie between 0 and 1, both excluded; got {share}")

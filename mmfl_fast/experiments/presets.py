@@ -172,6 +172,11 @@ class Experiment(BaseModel):
         options = dict(self.data)
         if "npz" in options:
             refuse_unknown(options, ["npz", "name", "num_classes", "seed"], "key of data")
+            if options.get("name") in [entry.name for entry in data.available()]:
+                raise ValueError(
+                    f"data: {options['name']!r} is a data set, but the rows come from npz "
+                    f"{options['npz']!r}; give one of them, or the file another name"
+                )
             return data.load_npz(options.pop("npz"), **{"seed": seed, **options})
         name = options.pop("name", None)
         if name is None:
@@ -217,7 +222,10 @@ def experiment_on(name: str, changes: Iterable[str] = ()) -> Experiment:
 def yaml_text(source: str) -> str:
     """Text of a preset or of a YAML file."""
     if source.endswith((".yaml", ".yml")):
-        return Path(source).read_text(encoding="utf-8")
+        try:
+            return Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is not valid YAML: {error}") from None
     known = preset_names()
     if source not in known:
         raise ValueError(f"unknown preset {source!r}{suggestion(source, known)}, or a path ending in .yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def run(
         ValueError: unknown algorithm or option (with the nearest valid name), a value that does not fit,
             or ``resume`` without ``out``.
         RunDirectoryError, CheckpointError: ``out`` holds something else, or is in use, or is damaged.
-        TypeError: ``federation`` or ``algorithm`` is something else.
+        TypeError: ``federation``, ``algorithm`` or ``config`` is something else.
         DivergedError: training produced non-finite parameters.
         RankError: of several processes that share the run, see
             :func:`~mmfl_fast.federation.simulation.simulate`, another one died or failed.
@@ -57,10 +58,13 @@ def run(
         name, kind = algorithm.__name__, algorithm
     else:
         raise TypeError(f"algorithm must be a name or a subclass of Algorithm; got {algorithm!r}")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+    # NumPy's integers are integers.
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
         raise ValueError(f"rounds must be an integer of at least 1; got {rounds!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config must be a mapping of options; got {config!r}")
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to continue")
     engine, own = split_options(config or {}, EngineConfig, kind.Config)
@@ -68,8 +72,8 @@ def run(
     return simulate(
         federation,
         kind(own),
-        rounds=rounds,
-        seed=seed,
+        rounds=int(rounds),
+        seed=int(seed),
         engine=engine,
         out=None if out is None else Path(out),
         described={"algorithm": name, "federation": federation.name, **(described or {}), "config": resolved},

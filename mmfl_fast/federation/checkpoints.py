@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,6 +22,8 @@ from mmfl_fast.federation.parameter_table import ParameterTable
 
 AnyState = TypeVar("AnyState", bound=State)
 _KEPT = 2
+_NAME = re.compile(r"round-(\d{6,})")
+_PIECE = 2**20
 
 
 class CheckpointError(RuntimeError):
@@ -97,7 +101,8 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_file(_each_on_its_own(state_tensors(state)), partial / "state.safetensors")
-        (partial / "meta.json").write_text(json.dumps({"rounds_done": rounds_done, **meta}, indent=1))
+        told = {"rounds_done": rounds_done, "crc32": _checksum(partial / "state.safetensors"), **meta}
+        (partial / "meta.json").write_text(json.dumps(told, indent=1))
         for path in [*partial.iterdir(), partial]:
             sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -138,11 +143,31 @@ def read_checkpoint(folder: Path, template: AnyState) -> tuple[AnyState, dict[st
     try:
         # In a file tensors lie at any address, and on that the rounding of a product can depend.
         tensors = {n: t.clone() for n, t in load_file(newest / "state.safetensors").items()}
-        meta: dict[str, Any] = json.loads((newest / "meta.json").read_text())
+        meta = _meta(newest)
         return with_state_tensors(template, tensors), meta
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         before = f"; delete it to go on from {complete[-2]}" if len(complete) > 1 else ""
         raise CheckpointError(f"checkpoint {newest} cannot be read ({error!r}){before}") from error
+
+
+def _meta(checkpoint: Path) -> dict[str, Any]:
+    """What ``meta.json`` says, once it fits the files beside it."""
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    if not isinstance(meta, dict) or meta.get("rounds_done") != _rounds(checkpoint):
+        raise ValueError("meta.json tells other rounds than the folder's name")
+    # Checkpoints of earlier versions have none.
+    checksum = meta.pop("crc32", None)
+    if checksum is not None and checksum != _checksum(checkpoint / "state.safetensors"):
+        raise ValueError("state.safetensors is not what was written")
+    return meta
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def _each_on_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,4 +193,10 @@ def tables(state: State) -> list[ParameterTable]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*")) if folder.is_dir() else []
+    """The checkpoints by rounds; a copy that somebody made under another name is none."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_rounds)
+
+
+def _rounds(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("round-"))

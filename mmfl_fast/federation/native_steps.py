@@ -8,7 +8,6 @@ row costs far more, and there are three more sizes between each two.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ _SMALLEST_CAPACITY = 4
 _MOST_LOSSES = 8
 # Of parameters; what is not float32 does not move.
 _DTYPES = (torch.float32, torch.bool, torch.int64)
-_own = threading.local()
 
 
 # A truth value for each modality of a task.
@@ -61,6 +59,8 @@ class NativeSteps:
     def __init__(self) -> None:
         self._steps: dict[Hashable, _Step | None] = {}
         self._losses: dict[Hashable, set[Hashable]] = {}
+        # What no thread works in at the moment.
+        self._scratch: list[Tensor] = []
 
     def prepare(
         self,
@@ -132,6 +132,7 @@ class NativeSteps:
         ):
             return None
         losses = np.empty(-(-len(rows) // phase.batch_size), dtype=np.float32)
+        scratch = self._free_scratch(max(step.program.scratch_size for step in steps if step))
         done, finite = 0, True
         for step, (count, capacity) in zip(steps, pieces, strict=True):
             assert step is not None
@@ -145,13 +146,21 @@ class NativeSteps:
                 min(count, phase.batch_size),
                 capacity,
                 _rates(phase.optimiser, slots),
-                _scratch(step.program.arena_size + step.program.packed_size),
+                scratch,
                 losses.ctypes.data + done // phase.batch_size * losses.itemsize,
             )
             done += count
             if isinstance(phase.optimiser, Adam):
                 torch._foreach_add_(slots[2], -(-count // phase.batch_size))
+        self._scratch.append(scratch)
         return torch.from_numpy(losses), finite
+
+    def _free_scratch(self, size: int) -> Tensor:
+        try:
+            free = self._scratch.pop()
+        except IndexError:
+            return torch.empty(size)
+        return free if len(free) >= size else torch.empty(size)
 
     def _place(self, key: Hashable, capacity: int, absent: _Absent) -> Hashable:
         """Where the step is kept: with those of all clients if the loss does not ask what they lack."""
@@ -307,11 +316,3 @@ class _ObservedContext(Context):
     def __iter__(self) -> Iterator[Any]:
         self.round_seen = True
         return super().__iter__()
-
-
-def _scratch(size: int) -> Tensor:
-    """Memory of this thread, kept from call to call."""
-    memory: Tensor | None = getattr(_own, "memory", None)
-    if memory is None or len(memory) < size:
-        memory = _own.memory = torch.empty(size)
-    return memory

@@ -52,15 +52,18 @@ class RunDirectory:
 
     Raises:
         RunDirectoryError: there is a run already and ``resume`` is off, its config differs or cannot be
-            read, or another process is working on it.
+            read, another process is working on it, or ``path`` is a file.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], resume: bool) -> None:
         self.path = path
-        self._described = dict(config)
+        # As the file will give it back, where a tuple is a list.
+        self._described = yaml.safe_load(yaml.safe_dump(dict(config), sort_keys=False))
         self._metrics = path / "metrics.jsonl"
         self._config = path / "config.yaml"
         self._checkpoints = path / "checkpoints"
+        if path.exists() and not path.is_dir():
+            raise RunDirectoryError(f"{path} is not a folder: a run is kept in one")
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path)
         try:
@@ -131,9 +134,10 @@ class RunDirectory:
         try:
             whole = self._metrics.read_bytes()[: meta["metrics_bytes"]]
             lines = [json.loads(line) for line in whole.splitlines()]
-        except (OSError, ValueError) as error:
+            rounds = [line["round"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self._metrics} cannot be read ({error!r})") from error
-        if [line["round"] for line in lines] != list(range(1, done + 1)):
+        if rounds != list(range(1, done + 1)):
             raise CheckpointError(f"{self._metrics} does not hold rounds 1 to {done} of the checkpoint")
         os.truncate(self._metrics, len(whole))
         return state, done, lines

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ from mmfl_fast.federation.algorithm import Algorithm, ClientState, State, part_o
 from mmfl_fast.federation.checkpoints import to_device
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_outcomes import Outcome, outcomes_of_all
-from mmfl_fast.federation.client_workers import ClientWorkers, one_torch_thread
+from mmfl_fast.federation.client_workers import map_clients, one_torch_thread
 from mmfl_fast.federation.cohorts import cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.disk_table import DiskTable
@@ -120,9 +120,7 @@ def simulate(
             config["data_digest"] = digest(federation)
         if ranks.world > 1:
             refuse_differing(ranks, _facts(config, algorithm, engine, out, resume))
-        run = stack.enter_context(
-            closing(ranks.everywhere(lambda: _Run(federation, algorithm, seed, engine, ranks, out)))
-        )
+        run = ranks.everywhere(lambda: _Run(federation, algorithm, seed, engine, ranks, out))
         ranks.connect_gpus(run.device)
         state, done = run.initial_state, 0
         if out is not None:
@@ -219,7 +217,6 @@ class _Run:
             )
         modalities = dict.fromkeys(m for task in federation.tasks for m in task.modalities)
         self._alone = {m: modality_alone(self._federation, m) for m in modalities if engine.test_alone}
-        self._workers = ClientWorkers(self.device)
         self._memory = ClientMemory() if self.device.type == "cpu" else None
         self._native = NativeSteps() if engine.native_steps == "auto" else None
         if self._native is not None and engine.precision != "float32":
@@ -289,11 +286,12 @@ class _Run:
 
         def predict(clients: Sequence[Client]) -> list[Tensor]:
             # Its own parts are those of the client as it trained, whatever its test rows are left with.
-            return self._workers.map(
+            return map_clients(
                 lambda c: predictions(
                     self._algorithm, self._algorithm.broadcast(state, everyone[c.index]), c
                 ),
                 clients,
+                self.device,
             )
 
         def predict_all(clients: Sequence[Client]) -> list[Tensor]:
@@ -308,9 +306,6 @@ class _Run:
             ).per_dataset.items()
         }
         return replace(found, per_dataset={**found.per_dataset, **alone})
-
-    def close(self) -> None:
-        self._workers.close()
 
     def _tested_in(self, federation: Federation) -> list[Client]:
         """Those of the tested clients that have test rows in a federation of the same clients."""
@@ -350,7 +345,9 @@ class _Run:
             return results, uploads, (self._clock() - began) / len(chunk)
 
         by_position: dict[int, tuple[LocalResult, dict[str, Tensor], float]] = {}
-        for chunk, (results, uploads, seconds) in zip(chunks, self._workers.map(train, chunks), strict=True):
+        for chunk, (results, uploads, seconds) in zip(
+            chunks, map_clients(train, chunks, self.device), strict=True
+        ):
             by_position.update({p: (r, u, seconds) for p, r, u in zip(chunk, results, uploads, strict=True)})
         trained = [by_position[p] for p in range(len(clients))]
         personal = self._algorithm.personal

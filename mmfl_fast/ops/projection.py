@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels import one_step
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
 from mmfl_fast.kernels.mix.weights import shares as shares_of
 from mmfl_fast.kernels.one_step import algebra
 from mmfl_fast.ops.averaging import mix
 from mmfl_fast.ops.rows import RowsLike, as_rows
-from mmfl_fast.ops.similarity import pairwise_sq_distance
 from mmfl_fast.ops.tensors import REAL_NUMBER, as_floating
 from mmfl_fast.ops.weights import as_matrix, as_weights
 
@@ -33,7 +33,8 @@ def projection_distance(operators: RowsLike) -> Tensor:
         TypeError: as :func:`mmfl_fast.ops.gram`.
         ValueError: as :func:`mmfl_fast.ops.gram`.
     """
-    return pairwise_sq_distance(operators)
+    rows = as_rows(operators, "operators")
+    return one_step.sq_distance(rows.blocks, rows.segments, rows.stacked, False)
 
 
 def subspace_distance(bases: Any) -> Tensor:
@@ -87,7 +88,8 @@ def consensus_matrix(
     """
     rows = as_rows(operators, "operators")
     share = shares_of(as_weights(weights, rows))
-    if scale != "median" and not (isinstance(scale, REAL_NUMBER) and 0 < scale < math.inf):
+    number = isinstance(scale, REAL_NUMBER) and not isinstance(scale, bool)
+    if scale != "median" and not (number and 0 < scale < math.inf):
         raise ValueError(f'scale must be "median" or a positive finite number; got {scale!r}')
     distance = projection_distance(operators)
     defined = ~torch.isnan(distance)

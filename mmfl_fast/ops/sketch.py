@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.ops.rows import RowLike, Rows, RowsLike, as_origin, as_rows
+from mmfl_fast.ops.tensors import WHOLE_NUMBER, describe
 
 # Rows that are folded together: their sketches of some thousand columns stay in a core's cache.
 _TOGETHER = 64
@@ -37,19 +38,22 @@ def sketch(
         width: columns of a sketch, at least 1.
         origin: one row to subtract before the folding, in the form of ``rows``; None is zero.
         centre_rows: subtract from every row the mean of its own elements, as Pearson correlation does.
-        seed: fixes signs and offsets; only sketches of one seed and one form of rows can be compared.
+        seed: integer of 64 bits >= 0; fixes signs and offsets. Only sketches of one seed and one form of rows
+            can be compared.
 
     Returns:
-        ``[K, width]``, float64 for float64 rows and float32 otherwise. A row with a non-finite element has
-        non-finite columns.
+        ``[K, width]``, float64 for float64 rows, else float32; differentiable. A row with a non-finite
+        element has non-finite columns. Signs and offsets are drawn anew in each call, which neither
+        ``torch.func.vmap`` nor ``torch.compile(fullgraph=True)`` takes.
 
     Raises:
-        TypeError, ValueError: as :func:`mmfl_fast.ops.gram`, or a ``width`` that is no integer >= 1.
+        TypeError, ValueError: as :func:`mmfl_fast.ops.gram`; a ``width`` that is no integer >= 1, a ``seed``
+            that is none >= 0, or ``"mean"`` as origin.
     """
-    if isinstance(width, bool) or not isinstance(width, int):
-        raise TypeError(f"width must be an integer >= 1; got {width!r}")
-    if width < 1:
-        raise ValueError(f"width must be >= 1; got {width}")
+    width = _at_least("width", width, 1)
+    seed = _at_least("seed", seed, 0)
+    if isinstance(origin, str):
+        raise ValueError(f"origin must be None or a row, such as the mean of the rows; got {origin!r}")
     canonical = as_rows(rows)
     dtype = compute_dtype([block.dtype for block in canonical.blocks[: canonical.segments]])
     subtracted = as_origin(origin, canonical, rows)
@@ -59,6 +63,8 @@ def sketch(
     sums = torch.zeros(canonical.row_count, dtype=torch.float64, device=canonical.device)
     for s, shape in enumerate(canonical.shapes):
         elements = shape.numel()
+        if elements == 0:
+            continue
         signs = torch.randint(2, (elements,), generator=generator).mul_(2).sub_(1).to(folded)
         offsets = torch.randint(width, (-(-elements // width),), generator=generator).tolist()
         first = 0
@@ -72,9 +78,17 @@ def sketch(
                 sums[first:last] += values.sum(dim=1, dtype=torch.float64)
             first = last
         _fold(signs.unsqueeze(0), ones, offsets)
-    if centre_rows:
+    if centre_rows and canonical.width:
         folded = folded - (sums / canonical.width).to(dtype).unsqueeze(1) * ones
     return folded
+
+
+def _at_least(name: str, value: int, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, WHOLE_NUMBER):
+        raise TypeError(f"{name} must be an integer >= {minimum}; got {describe(value)}")
+    if not minimum <= value < 2**63:
+        raise ValueError(f"{name} must be an integer of 64 bits >= {minimum}; got {value}")
+    return int(value)
 
 
 def _segment(rows: Rows, segment: int) -> Iterator[Tensor]:
@@ -92,5 +106,6 @@ def _fold(values: Tensor, folded: Tensor, offsets: list[int]) -> None:
     width = folded.shape[1]
     for part, offset in zip(values.split(width, dim=1), offsets, strict=True):
         behind = min(width - offset, part.shape[1])
-        folded[:, offset : offset + behind] += part[:, :behind]
-        folded[:, : part.shape[1] - behind] += part[:, behind:]
+        # Not `+=`: it stores the sum in the slice once more, which autograd refuses of a slice that is all.
+        folded[:, offset : offset + behind].add_(part[:, :behind])
+        folded[:, : part.shape[1] - behind].add_(part[:, behind:])

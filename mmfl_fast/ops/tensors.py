@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGER = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 
 # Of Python and NumPy.
 WHOLE_NUMBER = (int, np.integer)
@@ -86,6 +89,7 @@ def as_real(value: Any, name: str, device: torch.device) -> Tensor:
 
     Raises:
         TypeError: no real numbers.
+        ValueError: a tensor without values for one with them.
     """
     if not isinstance(value, Tensor) and not hasattr(value, "__dlpack__"):
         try:
@@ -99,6 +103,8 @@ def as_real(value: Any, name: str, device: torch.device) -> Tensor:
     tensor = as_tensor(value, name)
     if tensor.is_complex():
         raise TypeError(f"{name} must be real numbers; got {describe(tensor)}")
+    if tensor.is_meta and device.type != "meta":
+        raise ValueError(f"{name} must have values beside rows on {device}; got {describe(tensor)}")
     return tensor if tensor.device == device else tensor.to(device)
 
 

@@ -299,6 +299,11 @@ def test_a_client_with_one_row_moves_nothing(digits):
     assert not any(bool(g.abs().any()) for g in gradients)
 
 
+def test_a_scenario_of_no_modality_is_refused(digits):
+    with pytest.raises(ValueError, match=r"support: Tuple should have at least 1 item .* got \[\]"):
+        mf.run(digits, "3fm", rounds=1, config={"support": []})
+
+
 def test_a_scenario_of_unknown_modalities_is_refused(digits):
     with pytest.raises(ValueError, match="support names the unknown modality 'motion'"):
         build(digits, support=("motion",))

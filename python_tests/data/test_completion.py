@@ -135,11 +135,13 @@ def test_none_leaves_everything_as_it_is(thinned):
 def test_what_it_refuses(pairs, thinned):
     with pytest.raises(ValueError, match="backend"):
         data.complete(thinned, "dall-e")
+    with pytest.raises(TypeError, match=r"generator must be a mf\.data\.PairGenerator, got int"):
+        data.complete(thinned, "generator", generator=3)
     with pytest.raises(ValueError, match="needs original"):
         data.complete(thinned, "oracle")
     with pytest.raises(ValueError, match="must not see it"):
         data.complete(thinned, "feature", original=pairs)
-    with pytest.raises(ValueError, match="noise must be at least 0; got -1"):
+    with pytest.raises(ValueError, match="noise must be finite and >= 0, got -1"):
         data.complete(thinned, noise=-1.0)
     fewer = data.with_missing(data.dirichlet(pairs, clients=2, alpha=1.0, seed=0), rate=0.5, seed=0)
     shuffled = data.from_arrays({"image": np.zeros((4, 2))}, [0, 1, 0, 1], [0, 0, 1, 1], name="other")

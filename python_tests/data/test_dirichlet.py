@@ -166,6 +166,7 @@ def test_impossible_partition():
         ({"clients": 2.5}, TypeError, "clients must be an integer >= 1, got 2.5"),
         ({"clients": {"tog": 3}}, ValueError, "unknown task 'tog'; did you mean 'toy'"),
         ({"clients": {"toy": 0}}, ValueError, r"clients\['toy'\] must be >= 1"),
+        ({"within_clients": "no"}, TypeError, "within_clients must be true or false, got 'no'"),
         ({"seed": True}, TypeError, "seed must be an integer"),
     ],
 )

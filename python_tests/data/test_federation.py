@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from mmfl_fast import data
 from mmfl_fast.data import from_arrays
 
 
@@ -44,3 +46,19 @@ def test_a_federation_prints_as_a_summary(make_federation):
         "  Task 'toy': m0 [3], m1 [4]; 5 classes; 3 clients; 80 training and 20 test rows"
     )
     assert repr(fed.clients[1]) == "Client(index=1, name='toy/1', task_index=0, modalities=('m0', 'm1'))"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        data.dirichlet,
+        data.shards,
+        data.validation_part,
+        data.complete,
+        lambda fed: data.with_missing(fed, rate=0.5),
+        lambda fed: data.with_server_items(fed, None),
+    ],
+)
+def test_what_is_no_federation_is_named(function):
+    with pytest.raises(TypeError, match="fed must be a Federation, got dict"):
+        function({})

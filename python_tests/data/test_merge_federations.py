@@ -28,11 +28,20 @@ def test_duplicate_names_are_listed(make_federation):
 
 @pytest.mark.parametrize(
     ("argument", "error", "message"),
-    [([], ValueError, "is empty"), (["a"], TypeError, r"federations\[0\] must be a Federation, got str")],
+    [
+        ([], ValueError, "is empty"),
+        (None, TypeError, "federations must be a sequence of Federation, got NoneType"),
+        (["a"], TypeError, r"federations\[0\] must be a Federation, got str"),
+    ],
 )
 def test_wrong_argument(argument, error, message):
     with pytest.raises(error, match=message):
         merge(argument)
+
+
+def test_a_name_is_a_word(make_federation):
+    with pytest.raises(TypeError, match="name must be a non-empty string, got 1"):
+        merge([make_federation(rows=20)], name=1)
 
 
 def test_a_single_federation_is_no_sequence(make_federation):

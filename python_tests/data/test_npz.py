@@ -73,6 +73,11 @@ def test_wrong_type_stays_a_type_error(tmp_path):
         load_npz(save(tmp_path / "bad.npz", labels=np.full(ROWS, "x")))
 
 
+def test_a_path_that_is_none_is_named():
+    with pytest.raises(TypeError, match=r"path must be that of a \.npz file or folder, got 3"):
+        load_npz(3)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape("nothing.npz")):
         load_npz(tmp_path / "nothing.npz")
@@ -91,6 +96,13 @@ def test_a_changed_byte(tmp_path):
     content[300] ^= 0xFF
     path.write_bytes(bytes(content))
     with pytest.raises(ValueError, match="is damaged"):
+        load_npz(path)
+
+
+def test_a_changed_first_byte(tmp_path):
+    path = save(tmp_path / "changed.npz")
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+    with pytest.raises(ValueError, match="is damaged: it does not begin as an archive"):
         load_npz(path)
 
 

@@ -116,10 +116,10 @@ def test_unknown_keys_of_a_file_name_the_nearest(tmp_path):
         load_experiment(str(path))
 
 
-@pytest.mark.parametrize("text", ["- 1\n", "a: [1\n"])
+@pytest.mark.parametrize("text", [b"- 1\n", b"a: [1\n", b"\xff"])
 def test_a_file_that_is_no_mapping(tmp_path, text):
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(ValueError, match=r"mine\.yaml"):
         load_experiment(str(path))
 

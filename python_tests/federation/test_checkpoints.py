@@ -78,6 +78,35 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name):
         read_checkpoint(tmp_path, state(0.0))
 
 
+def test_a_changed_number_is_noticed(tmp_path):
+    file = write_checkpoint(tmp_path, 1, state(1.0), {}) / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"round-000001 cannot be read .*not what was written"):
+        read_checkpoint(tmp_path, state(0.0))
+
+
+@pytest.mark.parametrize("meta", ["{}", "[]", "null", '{"rounds_done": 7}', '{"rounds_done": "1"}'])
+def test_meta_data_of_something_else_are_named(tmp_path, meta):
+    (write_checkpoint(tmp_path, 1, state(1.0), {}) / "meta.json").write_text(meta)
+    with pytest.raises(CheckpointError, match=r"round-000001 cannot be read .*other rounds"):
+        read_checkpoint(tmp_path, state(0.0))
+
+
+def test_a_checkpoint_of_before_checksums_is_read(tmp_path):
+    (write_checkpoint(tmp_path, 1, state(1.0), {}) / "meta.json").write_text('{"rounds_done": 1}')
+    assert read_checkpoint(tmp_path, state(0.0))[1] == {"rounds_done": 1}
+
+
+def test_a_copy_under_another_name_is_no_checkpoint(tmp_path):
+    newest = write_checkpoint(tmp_path, 1_000_000, state(1.0), {})
+    write_checkpoint(tmp_path, 999_999, state(2.0), {}).rename(tmp_path / "round-999999.bak")
+    write_checkpoint(tmp_path, 999_999, state(2.0), {})
+    assert read_checkpoint(tmp_path, state(0.0))[1]["rounds_done"] == 1_000_000
+    assert newest.exists()
+
+
 def test_a_state_of_something_else_is_refused():
     @dataclass(frozen=True)
     class Wrong(State):

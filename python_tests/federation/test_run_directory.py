@@ -27,6 +27,24 @@ def test_one_process_at_a_time(tmp_path):
     RunDirectory(tmp_path, {}, resume=True).close()
 
 
+def test_a_file_is_no_folder(toy_federation, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RunDirectoryError, match="out is not a folder"):
+        mf.run(toy_federation, "fedavg", rounds=1, out=tmp_path / "out", config=SMALL)
+
+
+def test_options_of_several_values_are_those_of_the_run_before(tmp_path):
+    config = {"config": {"support": ("image", "sign")}}
+    directory = RunDirectory(tmp_path, config, resume=False)
+    directory.describe([])
+    directory.close()
+    RunDirectory(tmp_path, config, resume=True).close()
+    with pytest.raises(
+        RunDirectoryError, match=r"\(config\.support: \['image', 'sign'\] there, \['image'\] now\)"
+    ):
+        RunDirectory(tmp_path, {"config": {"support": ("image",)}}, resume=True)
+
+
 def test_what_is_refused_changes_no_file(toy_federation, finished):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="2 rounds behind it; got 1"):
@@ -57,6 +75,7 @@ def test_a_damaged_config_is_named(toy_federation, finished):
     [
         (lambda path: path.unlink(), "metrics.jsonl cannot be read"),
         (lambda path: path.write_text("{"), "metrics.jsonl cannot be read"),
+        (lambda path: path.write_text("[1]\n[2]"), "metrics.jsonl cannot be read"),
         (lambda path: path.write_text(""), "does not hold rounds 1 to 2"),
     ],
 )

@@ -235,8 +235,17 @@ def test_wrong_kinds_are_named(toy_federation):
         mf.run([1, 2], "m3fed")
     with pytest.raises(TypeError, match="algorithm must be a name or a subclass"):
         mf.run(toy_federation, 3)
+    with pytest.raises(TypeError, match="config must be a mapping of options; got 'width=8'"):
+        mf.run(toy_federation, "m3fed", config="width=8")
     with pytest.raises(ValueError, match="did you mean 'm3fed'"):
         mf.run(toy_federation, "m3fd")
+
+
+def test_integers_of_numpy_are_integers(toy_federation, tmp_path):
+    given = {"rounds": np.int64(1), "seed": np.uint8(3)}
+    result = mf.run(toy_federation, "fedavg", out=tmp_path, config={**SMALL, "width": np.int32(8)}, **given)
+    plain = mf.run(toy_federation, "fedavg", rounds=1, seed=3, config=SMALL)
+    assert same_bits(result.state, plain.state)
 
 
 def test_a_gpu_that_is_not_there_is_an_error():

@@ -31,7 +31,7 @@ def step(loss, params, x, labels, rates=(0.1, 0.0, 0.0), batch_size=None, capaci
     size = batch_size or len(x)
     losses = np.full(-(-len(x) // size), np.nan, dtype=np.float32)
     order = torch.arange(len(x))
-    scratch = torch.full((program.arena_size + program.packed_size,), torch.nan)
+    scratch = torch.full((program.scratch_size,), torch.nan)
     finite = client_step.take_steps(
         program, external, [*written, *velocities], sources, order.data_ptr(), len(x), size, capacity,
         client_step.Rates(*rates), scratch, losses.ctypes.data,

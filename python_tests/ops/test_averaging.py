@@ -50,6 +50,7 @@ def test_weights_are_normalised_and_zero_is_not_read(weights: Any) -> None:
         ([1.0, -2.0, 3.0], r"weights\[1\] is -2.0"),
         ([1.0, 2.0, torch.inf], r"weights\[2\] is inf"),
         ([torch.nan, 2.0, 1.0], r"weights\[0\] is nan"),
+        (torch.ones(3, device="meta"), "weights must have values beside rows on cpu; got .* on meta"),
         ([0.0, 0.0, 0.0], "positive sum that is finite; got 0.0"),
         ([1e308, 1e308, 1e308], "positive sum that is finite; got inf"),
     ],

@@ -125,7 +125,7 @@ def test_a_broken_client_is_as_absent(scale: Any) -> None:
     assert shares[:, 2].isnan().all()
 
 
-@pytest.mark.parametrize("scale", [0, 0.0, -1.0, float("nan"), float("inf"), "mean", None])
+@pytest.mark.parametrize("scale", [0, 0.0, -1.0, float("nan"), float("inf"), "mean", None, True])
 def test_wrong_scale(scale: Any) -> None:
     with pytest.raises(ValueError, match='scale must be "median" or a positive finite number'):
         ops.consensus_matrix(torch.randn(3, 2, 2), [1.0, 1.0, 1.0], scale=scale)
@@ -135,6 +135,19 @@ def test_scale_of_numpy_is_a_number() -> None:
     operators, weights = torch.randn(3, 2, 2), [1.0, 1.0, 1.0]
     shares = ops.consensus_matrix(operators, weights, scale=np.float32(2))
     assert torch.equal(shares, ops.consensus_matrix(operators, weights, scale=2.0))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        ops.projection_distance,
+        lambda operators: ops.consensus_matrix(operators, [1.0]),
+        lambda operators: ops.consensus_mix(operators, [[1.0]]),
+    ],
+)
+def test_wrong_operators_are_named(op: Any) -> None:
+    with pytest.raises(TypeError, match="operators must be float64"):
+        op(torch.ones(1, 2, 2, dtype=torch.int64))
 
 
 def test_wrong_weights() -> None:

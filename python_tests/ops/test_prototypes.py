@@ -242,6 +242,15 @@ def test_class_prototypes_are_the_means(dtype):
     assert torch.equal(counts, torch.tensor([(labels == c).sum() for c in range(4)]))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8])
+def test_labels_of_any_integer_type(dtype):
+    features, labels, prototypes = problem()
+    small = labels.numpy().astype(dtype)
+    assert torch.equal(mf.ops.class_prototypes(features, small, 4)[1], torch.bincount(labels, minlength=4))
+    loss = mf.ops.prototype_contrastive_loss(features, small, prototypes)
+    assert loss == mf.ops.prototype_contrastive_loss(features, labels, prototypes)
+
+
 def test_class_prototypes_without_rows():
     prototypes, counts = mf.ops.class_prototypes(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 2)
     assert torch.equal(prototypes, torch.zeros(2, 3))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -80,7 +81,38 @@ def test_gradients_and_non_finite_rows():
     assert finite.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("width", "error"), [(0, ValueError), (2.0, TypeError), (True, TypeError)])
-def test_wrong_widths(width, error):
-    with pytest.raises(error, match="width must be"):
-        mf.ops.sketch(torch.randn(2, 5), width)
+@pytest.mark.parametrize("seed", range(8))
+def test_gradients_of_blocks_that_are_not_shifted(seed):
+    """Of some seed an offset is 0, and the part that is added covers all columns."""
+    rows = torch.randn(2, 12, requires_grad=True)
+    mf.ops.sketch(rows, 3, seed=seed).sum().backward()
+    assert rows.grad.abs().unique().tolist() == [1.0]
+
+
+def test_rows_without_elements_have_empty_sketches():
+    rows = torch.randn(3, 5)
+    assert torch.equal(mf.ops.sketch(rows[:, :0], 4, centre_rows=True), torch.zeros(3, 4))
+    assert torch.equal(mf.ops.sketch([rows[:, :0], rows], 4), mf.ops.sketch(rows, 4))
+
+
+def test_numbers_of_numpy_are_numbers():
+    rows = torch.randn(2, 5)
+    assert torch.equal(mf.ops.sketch(rows, np.int64(4), seed=np.int32(1)), mf.ops.sketch(rows, 4, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"width": 0}, ValueError),
+        ({"width": 2.0}, TypeError),
+        ({"width": True}, TypeError),
+        ({"seed": -1}, ValueError),
+        ({"seed": 2**63}, ValueError),
+        ({"seed": 1.5}, TypeError),
+        ({"seed": "1"}, TypeError),
+        ({"origin": "mean"}, ValueError),
+    ],
+)
+def test_wrong_arguments_are_named(change, error):
+    with pytest.raises(error, match=f"{next(iter(change))} must be"):
+        mf.ops.sketch(torch.randn(2, 5), **{"width": 3, **change})

@@ -94,13 +94,23 @@ def unencoded(
 
     Rows can be dealt and left out; then :func:`with_features` makes a federation to train on.
     """
-    pictures = [p if p is None or isinstance(p, Picture) else Picture.of_file(os.fspath(p)) for p in images]
+    for option, word in (("subject", subject), ("medium", medium)):
+        if not isinstance(word, str) or not word:
+            raise TypeError(f"{option} must be a non-empty string, got {word!r}")
+    if isinstance(classes, str) or not all(isinstance(c, str) and c for c in classes):
+        raise TypeError(f"classes must be a sequence of the classes' names, got {classes!r}")
+    pictures = [_picture(row, image) for row, image in enumerate(images)]
+    if len(captions) != len(pictures):
+        raise ValueError(f"captions has {len(captions)} rows, but images has {len(pictures)}")
     for row, caption in enumerate(captions):
         if caption is not None and not isinstance(caption, str):
             raise TypeError(f"captions[{row}] must be a string or None, got {caption!r}")
-    features_to_come = {"pair": [0.0] * len(pictures)}
-    fed = from_arrays(features_to_come, labels, clients, split, name, num_classes=len(classes), seed=seed)
+    features_to_come = {"image and text": [0.0] * len(pictures)}
+    fed = from_arrays(features_to_come, labels, clients, split, name, seed=seed)
     (task,) = fed.tasks
+    if task.num_classes > len(classes):
+        raise ValueError(f"classes has {len(classes)} names, but labels reach {task.num_classes - 1}")
+    task = replace(task, num_classes=len(classes))
     pairs = ImageTextPairs(
         pictures=tuple(pictures),
         captions=tuple(captions),
@@ -109,6 +119,14 @@ def unencoded(
         medium=medium,
     )
     return replace(fed, tasks=(replace(task, raw=raw_pairs(pairs, classes, **encoders)),))
+
+
+def _picture(row: int, image: object) -> Picture | None:
+    if image is None or isinstance(image, Picture):
+        return image
+    if not isinstance(image, (str, os.PathLike)):
+        raise TypeError(f"images[{row}] must be a file or None, got {type(image).__name__}")
+    return Picture.of_file(os.fspath(image))
 
 
 def with_features(fed: Federation) -> Federation:

@@ -177,3 +177,9 @@ class PairGenerator:
 
 def _folder(identity: str) -> Path:
     return cache_folder() / "generated" / identity
+
+
+def require_generator(value: object) -> None:
+    """Raise unless ``value`` is a :class:`PairGenerator`."""
+    if not isinstance(value, PairGenerator):
+        raise TypeError(f"generator must be a mf.data.PairGenerator, got {type(value).__name__}")

@@ -90,7 +90,7 @@ def take_steps(
         batch_size: rows of every batch; the last may have less.
         capacity: rows that the step was recorded with, at least ``batch_size``.
         rates: of the optimiser that the program was made for.
-        scratch: float32, at least ``program.arena_size + program.packed_size`` elements.
+        scratch: float32, at least ``program.scratch_size`` elements.
         losses: address of float32 memory that takes the loss of every batch.
 
     Returns:

@@ -61,6 +61,11 @@ class StepProgram:
     loss: int
     constants: tuple[Tensor, ...]
 
+    @property
+    def scratch_size(self) -> int:
+        """Floats that a call needs to work in."""
+        return self.arena_size + self.packed_size
+
 
 def build_program(
     recording: Recording,

@@ -84,7 +84,16 @@ def test_the_raw_pairs_stay_with_their_rows(make):
     [
         ({"captions": ["a bird", " \n"] * 5}, ValueError, r"captions\[1\], of 1.png is empty; .* is None"),
         ({"captions": ["a bird", 3] * 5}, TypeError, r"captions\[1\] must be a string or None, got 3"),
-        ({"captions": ["a bird"] * 9}, ValueError, "of one length, got 10, 9 and 10"),
+        ({"captions": ["a bird"] * 9}, ValueError, "captions has 9 rows, but images has 10"),
+        (
+            {"images": [np.zeros((8, 8, 3))] * 10},
+            TypeError,
+            r"images\[0\] must be a file .* got ndarray",
+        ),
+        ({"classes": "red"}, TypeError, "classes must be a sequence of the classes' names, got 'red'"),
+        ({"classes": ["red", 2]}, TypeError, "classes must be a sequence of the classes' names"),
+        ({"subject": ""}, TypeError, "subject must be a non-empty string, got ''"),
+        ({"medium": 3}, TypeError, "medium must be a non-empty string, got 3"),
         ({"images": [None] * 10}, ValueError, "no pair has its image"),
         ({"images": [Picture("x.png", b"P")] * 10}, CorruptDataError, "x.png is not a readable image"),
         ({"image_encoder": "no/model"}, MissingModelError, "image_encoder: there is no model 'no/model'"),
@@ -93,7 +102,7 @@ def test_the_raw_pairs_stay_with_their_rows(make):
         ({"features": "patches"}, ValueError, "unknown features 'patches'"),
         ({"dtype": "float16"}, ValueError, "unknown dtype 'float16'"),
         ({"text_length": 0}, ValueError, "text_length must be >= 1, got 0"),
-        ({"labels": np.arange(10) % 3}, ValueError, "num_classes is 2, but labels reach 2"),
+        ({"labels": np.arange(10) % 3}, ValueError, "classes has 2 names, but labels reach 2"),
     ],
 )
 def test_what_it_refuses(make, pictures, changes, error, message):
