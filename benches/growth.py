@@ -1,7 +1,9 @@
 """Local training as clients and parameters grow in number: what ``mmfl-fast bench growth`` runs.
 
-All clients take part in a round. Time is divided by the optimiser steps, so a level curve is growth in
-proportion. The plain loop takes client after client; of very many it is timed on the first thousand.
+All clients take part in a round, with 16 rows each in batches of 8, whatever their number. Time is divided by
+the optimiser steps, so a level curve is growth in proportion. The plain loop takes client after client; of
+very many it is timed on the first thousand. The results of all clients are in memory until the round ends, as
+in a run: 2.2 GiB for 100,000.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ def _measure(clients: int, width: int, seconds: float) -> dict[str, Any]:
     }
     return {
         "clients": clients,
+        "rows": _SAMPLES,
         "parameters": 2 * width * (width + 1) + _CLASSES * (width + 1),
         **{name: asdict(timing) for name, timing in timings.items()},
         "microseconds_per_step": per_step,

@@ -190,7 +190,8 @@ class LocalRound:
 
     def __init__(self, workload: Workload) -> None:
         self._algorithm = workload.algorithm
-        self._clients = workload.federation.clients
+        # Kept: of a large population a client is made anew whenever it is asked for.
+        self._clients = list(workload.federation.clients)
         state = self._algorithm.setup(workload.federation, torch_generator(_SEED, Purpose.INITIALISATION))
         self._starts = [self._algorithm.broadcast(state, c) for c in self._clients]
         self._native, self._memory = NativeSteps(), ClientMemory()

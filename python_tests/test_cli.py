@@ -306,7 +306,7 @@ def test_a_dry_run_refuses_what_cannot_fit(typed, monkeypatch, two_modalities):
     assert "models in a round" in out
     assert "m3fed does not fit: memory: the run needs" in told
     assert "--set client_state=disk" in told
-    monkeypatch.setattr(forecast, "free_memory", lambda _: Room(300_000, "the container"))
+    monkeypatch.setattr(forecast, "free_memory", lambda _: Room(400_000, "the container"))
     code, _, told = typed("compare", "local", f"--preset={two_modalities}", "--jobs=3", "--dry-run", *TINY)
     assert code == 2
     assert re.search(r"3 runs at a time need .* it fits with --jobs 2", told)

@@ -109,4 +109,4 @@ def split_learner(
     """The start of ``f``, one for all, and every client's own copy of the rest of its task's start."""
     learner = {n: t for n, t in models[0].items() if part_of(n) == "f"}
     rest = [{n: t for n, t in model.items() if part_of(n) != "f"} for model in models]
-    return learner, ParameterTable({c.index: rest[c.task_index] for c in federation.clients})
+    return learner, ParameterTable.of_kinds(rest, federation.clients.task_numbers)

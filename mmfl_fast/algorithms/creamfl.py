@@ -41,6 +41,7 @@ from mmfl_fast.algorithms.own_copy import own_copy
 from mmfl_fast.algorithms.previous_model import PERSONAL, no_previous_model, with_previous_model
 from mmfl_fast.algorithms.task_models import TaskModels
 from mmfl_fast.data import Client, Federation, Task
+from mmfl_fast.data.federation import Kind
 from mmfl_fast.federation import (
     Batch,
     ClientState,
@@ -105,7 +106,8 @@ class CreamFL(FusionFedAvg):
             ValueError: a task has no training row with all of its modalities.
         """
         start = super().setup(federation, generator)
-        none = {i: no_previous_model(start.models[i], _REPRESENTED) for i in range(len(federation.tasks))}
+        none = [no_previous_model(start.models[i], _REPRESENTED) for i in range(len(federation.tasks))]
+        kinds, of_client = federation.clients.kinds
         public = {i: self._published(task, generator) for i, task in enumerate(federation.tasks)}
         common = {
             i: self._common(start.models[i], self._public_values(task, public[i]))
@@ -113,8 +115,8 @@ class CreamFL(FusionFedAvg):
         }
         return CreamFLState(
             shared={},
-            personal=ParameterTable(
-                {c.index: {**none[c.task_index], **_held(c)} for c in federation.clients}
+            personal=ParameterTable.of_kinds(
+                [{**none[kind.task_index], **_held(kind, federation)} for kind in kinds], of_client
             ),
             models=start.models,
             task=start.task,
@@ -245,9 +247,10 @@ class CreamFL(FusionFedAvg):
         return model
 
 
-def _held(client: Client) -> ClientState:
+def _held(kind: Kind, federation: Federation) -> ClientState:
     """Which modalities a client holds, as factors that a stack of clients can have."""
-    return {"held": torch.tensor([float(m in client.modalities) for m in client.task.modalities])}
+    known = federation.tasks[kind.task_index].modalities
+    return {"held": torch.tensor([float(m in kind.modalities) for m in known])}
 
 
 def matching_loss(own: Tensor, others: Sequence[Tensor], temperature: float) -> Tensor:

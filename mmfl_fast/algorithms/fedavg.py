@@ -32,13 +32,12 @@ class FedAvg(PlainTraining):
     def setup(self, federation: Federation, generator: torch.Generator) -> FedAvgState:
         """Group the clients by task and by the modalities they hold."""
         models = self.initial_models(federation, generator)
-        keys = [(c.task_index, c.modalities) for c in federation.clients]
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        kinds, of_client = federation.clients.kinds
         return FedAvgState(
             shared={},
             personal=ParameterTable({}),
-            models=ParameterTable({number: models[task] for (task, _), number in numbers.items()}),
-            group=torch.tensor([numbers[key] for key in keys]),
+            models=ParameterTable({number: models[kind.task_index] for number, kind in enumerate(kinds)}),
+            group=torch.from_numpy(of_client),
         )
 
     def broadcast(self, state: FedAvgState, client: Client) -> ClientState:

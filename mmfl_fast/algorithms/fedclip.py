@@ -60,8 +60,7 @@ class FedCLIP(FrozenFeatures):
         """One adapter per task, and the classes' text features with every client."""
         start: TaskModels = super().setup(federation, generator)
         texts = [{"classes.text": class_texts(task)} for task in federation.tasks]
-        own = {c.index: texts[c.task_index] for c in federation.clients}
-        return replace(start, personal=ParameterTable(own))
+        return replace(start, personal=ParameterTable.of_kinds(texts, federation.clients.task_numbers))
 
     @property
     def trained(self) -> tuple[str, ...]:

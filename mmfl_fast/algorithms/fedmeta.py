@@ -39,7 +39,6 @@ from mmfl_fast.federation import (
     ClientState,
     Context,
     Inputs,
-    ParameterTable,
     Phase,
     Sgd,
     State,
@@ -69,7 +68,7 @@ class FedMeta(BackboneAlgorithm):
             alpha = self.config.learning_rate
             learner |= {f"rate.{n}": torch.full_like(t, alpha) for n, t in learner.items()}
         copy = {n: t for n, t in with_own_copy(learner, self._learnt).items() if part_of(n) == OWN}
-        return State(learner, ParameterTable({c.index: rest[c.index] | copy for c in federation.clients}))
+        return State(learner, rest.mapped(lambda own: own | copy))
 
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """Logits of the personal model: the adapted copy in the place of ``f``."""

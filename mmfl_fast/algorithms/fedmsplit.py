@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmfl_fast.algorithms.client_graph import pass_messages, shared_blocks
-from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.client_pairs import in_order, no_clients, no_pairs
 from mmfl_fast.algorithms.drift import squared_drift
 from mmfl_fast.algorithms.plain_training import PlainTraining, PlainTrainingConfig
 from mmfl_fast.data import Client, Federation
@@ -41,14 +41,16 @@ class FedMSplitConfig(PlainTrainingConfig):
 
 @dataclass(frozen=True)
 class FedMSplitState(State):
-    """What the server knows; K is the number of clients of the federation.
+    """What the server knows.
 
     Attributes:
         models: client index -> its aggregate of all blocks, which is its model.
-        consensus: float64 ``[K, K]``, weights of the last round's mix of ``f``; NaN for who was not drawn.
+        members: int64 ``[n]``, the clients of the last round, ascending.
+        consensus: float64 ``[n, n]``, weights of its mix of ``f``.
     """
 
     models: ParameterTable
+    members: Tensor
     consensus: Tensor
 
 
@@ -56,6 +58,7 @@ class FedMSplit(PlainTraining):
     """Every client has a model of its own, and every block of it is exchanged."""
 
     Config = FedMSplitConfig
+    per_client = ("models",)
 
     def setup(self, federation: Federation, generator: torch.Generator) -> FedMSplitState:
         """Give every client its task's start."""
@@ -63,8 +66,9 @@ class FedMSplit(PlainTraining):
         return FedMSplitState(
             shared={},
             personal=ParameterTable({}),
-            models=ParameterTable({c.index: models[c.task_index] for c in federation.clients}),
-            consensus=unknown_pairs(len(federation.clients)),
+            models=ParameterTable.of_kinds(models, federation.clients.task_numbers),
+            members=no_clients(),
+            consensus=no_pairs(),
         )
 
     def broadcast(self, state: FedMSplitState, client: Client) -> ClientState:
@@ -94,12 +98,13 @@ class FedMSplit(PlainTraining):
         return replace(
             state,
             models=state.models.replace(models),
-            consensus=known_pairs(learner, members, len(state.consensus)),
+            members=members.sort().values,
+            consensus=in_order(learner, members),
         )
 
     def metrics(self, state: FedMSplitState) -> dict[str, Any]:
         """Mean weight a client gives its own ``f``."""
-        return {"self_weight": float(state.consensus.diagonal().nanmean())}
+        return {"self_weight": float(state.consensus.diagonal().mean())}
 
 
 def block_of(name: str) -> str:

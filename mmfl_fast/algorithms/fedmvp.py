@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmfl_fast import nn, ops
-from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.client_pairs import among_all, in_order, no_clients, no_pairs
 from mmfl_fast.algorithms.frozen_features import tokens
 from mmfl_fast.algorithms.joint_backbone import JointAlgorithm, JointConfig, common
 from mmfl_fast.algorithms.server_items import server_items
@@ -71,11 +71,15 @@ class FedMVPState(State):
     Attributes:
         models: task number -> the model of the task's clients.
         items: task number -> the server's set, modality -> ``[items, ...]``.
-        cka: float64 ``[K, K]``, of the last round; NaN for who was not drawn, and across tasks.
+        count: int64 scalar, clients of the federation.
+        members: int64 ``[n]``, those of the last round, ascending.
+        cka: float64 ``[n, n]``, of these; NaN across tasks.
     """
 
     models: ParameterTable
     items: ParameterTable
+    count: Tensor
+    members: Tensor
     cka: Tensor
 
 
@@ -94,7 +98,9 @@ class FedMVP(JointAlgorithm):
             personal=ParameterTable({}),
             models=ParameterTable(dict(enumerate(models))),
             items=ParameterTable(dict(enumerate(items))),
-            cka=unknown_pairs(len(federation.clients)),
+            count=torch.tensor(len(federation.clients)),
+            members=no_clients(),
+            cka=no_pairs(),
         )
 
     def initial_models(self, federation: Federation, generator: torch.Generator) -> list[ClientState]:
@@ -140,17 +146,21 @@ class FedMVP(JointAlgorithm):
     def aggregate(self, state: FedMVPState, uploads: Uploads, weights: Tensor) -> FedMVPState:
         """Average each task's models by centrality."""
         tasks = [client.task_index for client in uploads.clients]
-        models, cka = {}, unknown_pairs(len(state.cka))
+        models, cka = {}, among_all(no_pairs(), no_clients(), len(tasks))
         for task in dict.fromkeys(tasks):
             positions = [p for p, own in enumerate(tasks) if own == task]
             members = uploads.select(positions)
             similarity = self._similarity(members, state.items[task])
             importance = centrality(similarity, weights[positions], self.config.server)
             models[task] = ops.weighted_mean(members.rows(), importance)
-            indices = torch.tensor([c.index for c in members.clients])
-            found = known_pairs(similarity, indices, len(cka))
-            cka = torch.where(found.isnan(), cka, found)
-        return replace(state, models=state.models.replace(models), cka=cka)
+            cka[torch.tensor(positions).unsqueeze(1), positions] = similarity.cpu()
+        numbers = torch.tensor([c.index for c in uploads.clients])
+        return replace(
+            state,
+            models=state.models.replace(models),
+            members=numbers.sort().values,
+            cka=in_order(cka, numbers),
+        )
 
     def metrics(self, state: FedMVPState) -> dict[str, Any]:
         """Mean and smallest CKA between clients of the last round."""
@@ -162,7 +172,7 @@ class FedMVP(JointAlgorithm):
 
     def similarity(self, state: FedMVPState) -> Tensor | None:
         """CKA between the clients' models."""
-        return state.cka
+        return among_all(state.cka, state.members, int(state.count))
 
     def singles(self, params: ClientState, inputs: Inputs) -> list[Tensor]:
         """``z_m`` of every modality, each ``[B, width * modalities]`` and of length 1."""

@@ -79,7 +79,8 @@ class FedProto(FusionFedAvg):
     def setup(self, federation: Federation, generator: torch.Generator) -> FedProtoState:
         """FedAvg's start, every client's own if weights are not exchanged; no class has a prototype."""
         start = super().setup(federation, generator)
-        own = {c.index: start.models[c.task_index] for c in federation.clients if self.personal}
+        models = [start.models[i] for i in range(len(federation.tasks))]
+        own = ParameterTable.of_kinds(models, federation.clients.task_numbers)
         width = self.config.heads * self.config.width
         unknown = {
             number: {
@@ -90,7 +91,7 @@ class FedProto(FusionFedAvg):
         }
         return FedProtoState(
             shared={},
-            personal=ParameterTable(own),
+            personal=own if self.personal else ParameterTable({}),
             models=ParameterTable({}) if self.personal else start.models,
             task=start.task,
             prototypes=ParameterTable(unknown),

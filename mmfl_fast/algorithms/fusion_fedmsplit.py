@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmfl_fast import ops
 from mmfl_fast.algorithms.client_graph import pass_messages, shared_blocks
-from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.client_pairs import in_order, no_clients, no_pairs
 from mmfl_fast.algorithms.drift import squared_drift
 from mmfl_fast.algorithms.encoders_held import encoder_of, without_foreign_encoders
 from mmfl_fast.algorithms.fedmsplit import FedMSplitState
@@ -39,6 +39,7 @@ class FusionFedMSplit(FusionAlgorithm):
     """Every client has a model of its own, and every block that it owns is exchanged."""
 
     Config = FusionFedMSplitConfig
+    per_client = ("models",)
 
     def setup(self, federation: Federation, generator: torch.Generator) -> FedMSplitState:
         """Give every client its task's start."""
@@ -46,8 +47,9 @@ class FusionFedMSplit(FusionAlgorithm):
         return FedMSplitState(
             shared={},
             personal=ParameterTable({}),
-            models=ParameterTable({c.index: models[c.task_index] for c in federation.clients}),
-            consensus=unknown_pairs(len(federation.clients)),
+            models=ParameterTable.of_kinds(models, federation.clients.task_numbers),
+            members=no_clients(),
+            consensus=no_pairs(),
         )
 
     def broadcast(self, state: FedMSplitState, client: Client) -> ClientState:
@@ -79,12 +81,13 @@ class FusionFedMSplit(FusionAlgorithm):
         return replace(
             state,
             models=state.models.replace(models),
-            consensus=known_pairs(fusion, members, len(state.consensus)),
+            members=members.sort().values,
+            consensus=in_order(fusion, members),
         )
 
     def metrics(self, state: FedMSplitState) -> dict[str, Any]:
         """Mean weight a client gives its own ``fusion``."""
-        return {"self_weight": float(state.consensus.diagonal().nanmean())}
+        return {"self_weight": float(state.consensus.diagonal().mean())}
 
 
 def _block_of(clients: Sequence[Client]) -> Callable[[str], str]:

@@ -18,7 +18,7 @@ class Local(PlainTraining):
     def setup(self, federation: Federation, generator: torch.Generator) -> State:
         """Give every client its own copy of its task's start."""
         models = self.initial_models(federation, generator)
-        return State({}, ParameterTable({c.index: models[c.task_index] for c in federation.clients}))
+        return State({}, ParameterTable.of_kinds(models, federation.clients.task_numbers))
 
     def upload(self, params: ClientState, client: Client) -> dict[str, Tensor]:
         """Send nothing."""

@@ -27,13 +27,13 @@ from torch import Tensor
 from mmfl_fast import nn, ops
 from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig, split_learner
 from mmfl_fast.algorithms.batch_parts import interleaved
-from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.client_pairs import among_all, in_order, no_clients, no_pairs
 from mmfl_fast.algorithms.clusters import spectral_clusters
 from mmfl_fast.algorithms.landmark_clusters import landmark_clusters
 from mmfl_fast.algorithms.learner_affinity import learner_affinity, learner_sketches, updates
 from mmfl_fast.algorithms.true_modalities import adjusted_rand_index, modality_numbers
 from mmfl_fast.data import Client, Federation
-from mmfl_fast.federation import Batch, ClientState, Context, Phase, State, Uploads
+from mmfl_fast.federation import Batch, ClientState, Context, ParameterTable, Phase, State, Uploads
 
 
 class M3FedConfig(BackboneConfig):
@@ -91,19 +91,21 @@ class M3FedState(State):
 
     Attributes:
         slot: int64 ``[K]``; client i starts from row ``slot[i]`` of ``shared``, which stacks the distinct
-            feature learners ``[R, ...]``.
-        operators: ``[K, m, n]``, each client's consensus operator G.
+            feature learners ``[R, ...]``: of the last round, and of those before it each that a client would
+            still start from.
+        operators: client index -> its consensus operator ``G``, ``[m, n]``; no rows without projection.
         clusters: int64 ``[K]``, cluster of the last round each client took part in, -1 before.
         modalities: int64 ``[K]``, which set of modalities a client holds; only for the metrics.
-        affinity: float64 ``[K, K]``, angular similarity of the last round; NaN for who did not take part, and
-            empty with ``landmarks``.
-        consensus: float64 ``[K, K]``, Eq. 7 of the last round; NaN for who did not take part.
+        members: int64 ``[n]``, the clients of the last round, ascending.
+        affinity: float64 ``[n, n]``, their angular similarity; empty with ``landmarks``.
+        consensus: float64 ``[n, n]``, Eq. 7 of the last round; empty without projection.
     """
 
     slot: Tensor
-    operators: Tensor
+    operators: ParameterTable
     clusters: Tensor
     modalities: Tensor
+    members: Tensor
     affinity: Tensor
     consensus: Tensor
 
@@ -113,31 +115,33 @@ class M3Fed(BackboneAlgorithm):
 
     Config = M3FedConfig
     personal = ("phi", "T", "psi")
+    per_client = ("operators",)
 
     def setup(self, federation: Federation, generator: torch.Generator) -> M3FedState:
         """All ``f``, ``T`` and ``G`` start equal: otherwise Eq. 7 is degenerate from the first round."""
         models = self.initial_models(federation, generator)
         count = len(federation.clients)
         learner, own = split_learner(federation, models)
-        operator = models[0]["T"] if self.config.projection else torch.empty(0, 0)
+        operators = ParameterTable({})
+        if self.config.projection:
+            operators = ParameterTable.of_kinds([{"G": models[0]["T"].clone()}], torch.zeros(count))
         return M3FedState(
             shared={n: t.unsqueeze(0) for n, t in learner.items()},
             personal=own,
             slot=torch.zeros(count, dtype=torch.int64),
-            operators=operator.expand(count, *operator.shape).clone(),
+            operators=operators,
             clusters=torch.full((count,), -1),
             modalities=modality_numbers(federation),
-            affinity=unknown_pairs(count if self.config.landmarks is None else 0),
-            consensus=unknown_pairs(count),
+            members=no_clients(),
+            affinity=no_pairs(),
+            consensus=no_pairs(),
         )
 
     def broadcast(self, state: M3FedState, client: Client) -> ClientState:
         """Send the cluster's ``f`` and the client's ``G``; the rest is its own."""
         slot = int(state.slot[client.index])
-        params = {n: t[slot] for n, t in state.shared.items()} | state.personal[client.index]
-        if self.config.projection:
-            params["G"] = state.operators[client.index]
-        return params
+        learner = {n: t[slot] for n, t in state.shared.items()}
+        return learner | state.personal[client.index] | state.operators.get(client.index)
 
     def loss(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         """Eq. 3 and Eq. 4: cross-entropy and ``lambda/2 ||T - G||_F^2``; the passes differ in what moves."""
@@ -171,23 +175,26 @@ class M3Fed(BackboneAlgorithm):
     def aggregate(self, state: M3FedState, uploads: Uploads, weights: Tensor) -> M3FedState:
         """Cluster and average ``f``; mix the ``G``."""
         members = torch.tensor([c.index for c in uploads.clients])
+        state = replace(state, members=members.sort().values)
         state = self._aggregate_learners(state, uploads, weights, members)
         return self._mix_operators(state, uploads, weights, members) if self.config.projection else state
 
     def metrics(self, state: M3FedState) -> dict[str, Any]:
-        """Clusters, their agreement with the modalities, and the mean ``||T - G||_F``, which shows G move."""
+        """Clusters, their agreement with the modalities, and the round's mean ``||T - G||_F``: G moves."""
         values: dict[str, Any] = {
             "clusters": state.clusters.tolist(),
             "adjusted_rand_index": adjusted_rand_index(state.clusters, state.modalities),
         }
-        if self.config.projection:
-            gaps = [(state.personal[i]["T"] - g).norm() for i, g in enumerate(state.operators)]
+        if self.config.projection and len(state.members):
+            gaps = [(state.personal[i]["T"] - state.operators[i]["G"]).norm() for i in state.members.tolist()]
             values["operator_gap"] = float(torch.stack(gaps).mean())
         return values
 
     def similarity(self, state: M3FedState) -> Tensor | None:
         """Angular similarity of the updates, Eq. 6."""
-        return state.affinity if len(state.affinity) else None
+        if self.config.landmarks is not None:
+            return None
+        return among_all(state.affinity, state.members, len(state.slot))
 
     def _aggregate_learners(
         self, state: M3FedState, uploads: Uploads, weights: Tensor, members: Tensor
@@ -205,10 +212,12 @@ class M3Fed(BackboneAlgorithm):
 
         absent = torch.ones(len(state.slot), dtype=torch.bool)
         absent[members] = False
-        kept, kept_slot = state.slot[absent].unique(return_inverse=True)
-        slot = state.slot.clone()
+        needed = torch.zeros(len(next(iter(state.shared.values()))), dtype=torch.bool)
+        needed[state.slot[absent]] = True
+        kept = needed.nonzero().flatten()
+        # Behind the new means, in their order.
+        slot = (needed.cumsum(dim=0) - 1 + len(means))[state.slot]
         slot[members] = labels
-        slot[absent] = kept_slot + len(means)
         clusters = state.clusters.clone()
         clusters[members] = labels
         return replace(
@@ -218,7 +227,7 @@ class M3Fed(BackboneAlgorithm):
             },
             slot=slot,
             clusters=clusters,
-            affinity=state.affinity if affinity is None else known_pairs(affinity, members, len(slot)),
+            affinity=state.affinity if affinity is None else in_order(affinity, members),
         )
 
     def _cluster(self, compared: Sequence[ClientState]) -> tuple[Tensor | None, Tensor]:
@@ -238,9 +247,8 @@ class M3Fed(BackboneAlgorithm):
         if self.config.mixing == "consensus":
             matrix = ops.consensus_matrix(uploaded, weights, scale=self.config.consensus_scale)
             uploaded = ops.consensus_mix(uploaded, matrix)
-        operators = state.operators.clone()
-        operators[members] = uploaded
-        return replace(state, operators=operators, consensus=known_pairs(matrix, members, len(operators)))
+        mixed = {i: {"G": g} for i, g in zip(members.tolist(), uploaded, strict=True)}
+        return replace(state, operators=state.operators.replace(mixed), consensus=in_order(matrix, members))
 
     def _retract(self, names: tuple[str, ...]) -> Callable[[ClientState], ClientState] | None:
         if self.config.retraction == "none":

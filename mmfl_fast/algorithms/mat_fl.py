@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmfl_fast import ops
 from mmfl_fast.algorithms.backbone import split_learner
-from mmfl_fast.algorithms.client_pairs import known_pairs, unknown_pairs
+from mmfl_fast.algorithms.client_pairs import among_all, in_order, no_clients, no_pairs
 from mmfl_fast.algorithms.clusters import agglomerative_clusters
 from mmfl_fast.algorithms.plain_training import PlainTraining, PlainTrainingConfig
 from mmfl_fast.algorithms.true_modalities import adjusted_rand_index, modality_numbers
@@ -49,13 +49,15 @@ class MaTFLState(State):
         clusters: int64 ``[K]``, cluster of the last round each client took part in; -1 before, and always
             with soft grouping.
         modalities: int64 ``[K]``, which set of modalities a client holds; only for the metrics.
-        affinity: float64 ``[K, K]``, angular similarity of the last round; NaN for who did not take part.
-        consensus: float64 ``[K, K]``, weights of the last round's mix; NaN for who did not take part.
+        members: int64 ``[n]``, the clients of the last round, ascending.
+        affinity: float64 ``[n, n]``, their angular similarity.
+        consensus: float64 ``[n, n]``, weights of their mix.
     """
 
     learners: ParameterTable
     clusters: Tensor
     modalities: Tensor
+    members: Tensor
     affinity: Tensor
     consensus: Tensor
 
@@ -65,6 +67,7 @@ class MaTFL(PlainTraining):
 
     Config = MaTFLConfig
     personal = ("phi", "T", "psi")
+    per_client = ("learners",)
 
     def setup(self, federation: Federation, generator: torch.Generator) -> MaTFLState:
         """All ``f`` start equal."""
@@ -73,11 +76,12 @@ class MaTFL(PlainTraining):
         return MaTFLState(
             shared={},
             personal=own,
-            learners=ParameterTable(dict.fromkeys(range(count), learner)),
+            learners=ParameterTable.of_kinds([learner], torch.zeros(count)),
             clusters=torch.full((count,), -1),
             modalities=modality_numbers(federation),
-            affinity=unknown_pairs(count),
-            consensus=unknown_pairs(count),
+            members=no_clients(),
+            affinity=no_pairs(),
+            consensus=no_pairs(),
         )
 
     def broadcast(self, state: MaTFLState, client: Client) -> ClientState:
@@ -103,8 +107,9 @@ class MaTFL(PlainTraining):
             state,
             learners=state.learners.replace(mixed),
             clusters=clusters,
-            affinity=known_pairs(1 - similarity.arccos() / math.pi, members, len(clusters)),
-            consensus=known_pairs(matrix, members, len(clusters)),
+            members=members.sort().values,
+            affinity=in_order(1 - similarity.arccos() / math.pi, members),
+            consensus=in_order(matrix, members),
         )
 
     def metrics(self, state: MaTFLState) -> dict[str, Any]:
@@ -114,8 +119,8 @@ class MaTFL(PlainTraining):
                 "clusters": state.clusters.tolist(),
                 "adjusted_rand_index": adjusted_rand_index(state.clusters, state.modalities),
             }
-        return {"self_weight": float(state.consensus.diagonal().nanmean())}
+        return {"self_weight": float(state.consensus.diagonal().mean())}
 
     def similarity(self, state: MaTFLState) -> Tensor:
         """Angular similarity of the updates."""
-        return state.affinity
+        return among_all(state.affinity, state.members, len(state.clusters))

@@ -116,11 +116,11 @@ class MCARN(PlainTraining):
                 **centres,
                 **{f"margin.{m}": margin for m, margin in margins.items()},
             },
-            personal=ParameterTable({c.index: own[c.task_index] for c in federation.clients}),
+            personal=ParameterTable.of_kinds(own, federation.clients.task_numbers),
             heads=ParameterTable(
                 {i: {n: t for n, t in m.items() if part_of(n) == "psi"} for i, m in enumerate(models)}
             ),
-            task=torch.tensor([c.task_index for c in federation.clients]),
+            task=torch.from_numpy(federation.clients.task_numbers),
         )
 
     def broadcast(self, state: MCARNState, client: Client) -> ClientState:

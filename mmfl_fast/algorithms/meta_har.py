@@ -40,7 +40,6 @@ from mmfl_fast.federation import (
     ClientState,
     Context,
     Inputs,
-    ParameterTable,
     Phase,
     State,
     Uploads,
@@ -66,10 +65,12 @@ class MetaHAR(BackboneAlgorithm):
         """Every client's own copy starts as the common model."""
         models = self.initial_models(federation, generator)
         learner, rest = split_learner(federation, models)
-        whole = {c.index: {**learner, **rest[c.index]} for c in federation.clients}
-        own = {i: with_own_copy(params, self._embedding) for i, params in whole.items()}
-        personal = {i: {n: t for n, t in p.items() if part_of(n) != "f"} for i, p in own.items()}
-        return State(learner, ParameterTable(personal))
+
+        def with_copy(parts: ClientState) -> ClientState:
+            whole = with_own_copy({**learner, **parts}, self._embedding)
+            return {n: t for n, t in whole.items() if part_of(n) != "f"}
+
+        return State(learner, rest.mapped(with_copy))
 
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """Logits of the personal model: ``psi`` on the client's own embedding."""

@@ -72,9 +72,7 @@ class MOON(FusionFedAvg):
         """FedAvg's start; room for a previous model that nobody has yet."""
         start: TaskModels = super().setup(federation, generator)
         none = [no_previous_model(start.models[i], _REPRESENTED) for i in range(len(federation.tasks))]
-        return replace(
-            start, personal=ParameterTable({c.index: none[c.task_index] for c in federation.clients})
-        )
+        return replace(start, personal=ParameterTable.of_kinds(none, federation.clients.task_numbers))
 
     def broadcast(self, state: TaskModels, client: Client) -> ClientState:
         """Send the model; the previous one is the client's own."""

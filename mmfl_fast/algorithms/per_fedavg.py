@@ -31,7 +31,7 @@ from mmfl_fast.algorithms.backbone import BackboneAlgorithm, BackboneConfig, spl
 from mmfl_fast.algorithms.batch_parts import interleaved
 from mmfl_fast.algorithms.own_copy import OWN, own_copy, with_own_copy
 from mmfl_fast.data import Federation
-from mmfl_fast.federation import Batch, ClientState, Context, Inputs, ParameterTable, Phase, State, part_of
+from mmfl_fast.federation import Batch, ClientState, Context, Inputs, Phase, State, part_of
 
 
 class PerFedAvgConfig(BackboneConfig):
@@ -52,7 +52,7 @@ class PerFedAvg(BackboneAlgorithm):
         """Every client's own copy starts as the common ``f``."""
         learner, rest = split_learner(federation, self.initial_models(federation, generator))
         copy = {n: t for n, t in with_own_copy(learner, ("f",)).items() if part_of(n) == OWN}
-        return State(learner, ParameterTable({c.index: rest[c.index] | copy for c in federation.clients}))
+        return State(learner, rest.mapped(lambda own: own | copy))
 
     def predict(self, params: ClientState, inputs: Inputs) -> Tensor:
         """Logits of the personal model: the adapted copy in the place of ``f``."""

@@ -41,7 +41,7 @@ class TaskAverage(Algorithm):
             shared={},
             personal=ParameterTable({}),
             models=ParameterTable(dict(enumerate(starts))),
-            task=torch.tensor([c.task_index for c in federation.clients]),
+            task=torch.from_numpy(federation.clients.task_numbers),
         )
 
     def broadcast(self, state: Any, client: Client) -> ClientState:

@@ -11,9 +11,10 @@ from mmfl_fast.data import Federation
 
 def modality_numbers(federation: Federation) -> Tensor:
     """One number per set of modalities held, whatever the task; int64 ``[K]``."""
-    held = [frozenset(c.modalities) for c in federation.clients]
-    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(held))}
-    return torch.tensor([numbers[kind] for kind in held])
+    kinds, of_client = federation.clients.kinds
+    held = [frozenset(kind.modalities) for kind in kinds]
+    numbers = {modalities: number for number, modalities in enumerate(dict.fromkeys(held))}
+    return torch.tensor([numbers[modalities] for modalities in held])[of_client]
 
 
 def adjusted_rand_index(clusters: Tensor, modalities: Tensor) -> float:

@@ -45,10 +45,10 @@ class ClientRows:
         """Row numbers of a client's test rows, ascending."""
         return self._order[self._middle[client] : self._last[client]]
 
-    def held(self, client: int) -> NDArray[np.bool_]:
-        """Modalities of a client's training rows (test rows, if it has no others), ``[M]``."""
-        held: NDArray[np.bool_] = self._held[client]
-        return held
+    @property
+    def held(self) -> NDArray[np.bool_]:
+        """Modalities of each client's training rows (test rows, if it has no others), ``[K, M]``."""
+        return self._held
 
 
 def _held(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, compress
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,18 @@ class Client:
         return int(self.train_rows.shape[0])
 
 
+class Kind(NamedTuple):
+    """What clients have in common that differ in their rows alone.
+
+    Attributes:
+        task_index: position of their task in ``Federation.tasks``.
+        modalities: that they hold, in the task's order.
+    """
+
+    task_index: int
+    modalities: tuple[str, ...]
+
+
 class Clients(Sequence[Client]):
     """The clients of a federation, task by task, in the order of each task's ``client_names``.
 
@@ -146,6 +158,25 @@ class Clients(Sequence[Client]):
     def tested(self) -> NDArray[np.int64]:
         """Indices of those with a test row, ascending."""
         return np.flatnonzero(np.concatenate([rows.num_test for rows in self._rows]))
+
+    @cached_property
+    def task_numbers(self) -> NDArray[np.int64]:
+        """Position of each client's task, ``[K]``."""
+        return np.repeat(np.arange(len(self._tasks)), np.diff(self._first))
+
+    @cached_property
+    def kinds(self) -> tuple[list[Kind], NDArray[np.int64]]:
+        """The kinds that occur, in the order of their first clients, and which each client is of, ``[K]``."""
+        kinds: list[Kind] = []
+        numbers = []
+        for number, (task, rows) in enumerate(zip(self._tasks, self._rows, strict=True)):
+            _, first, which = np.unique(
+                np.packbits(rows.held, axis=1), axis=0, return_index=True, return_inverse=True
+            )
+            order = np.argsort(first)
+            numbers.append(len(kinds) + np.argsort(order)[which.reshape(-1)])
+            kinds += [Kind(number, tuple(compress(task.modalities, rows.held[i]))) for i in first[order]]
+        return kinds, np.concatenate(numbers)
 
     def of_task(self, number: int) -> range:
         """Indices of the clients of a task, by its position."""
@@ -180,7 +211,7 @@ class Clients(Sequence[Client]):
             task_index=number,
             train_rows=rows.train(place),
             test_rows=rows.test(place),
-            modalities=tuple(compress(task.modalities, rows.held(place))),
+            modalities=tuple(compress(task.modalities, rows.held[place])),
         )
 
 

@@ -95,9 +95,13 @@ def _facts(found: Forecast) -> Iterable[tuple[str, str]]:
     yield "clients", f"{found.clients:,} registered, {found.sampled:,} in a round, {found.tested:,} tested"
     yield "parameters of a client", f"{most:,}" if least == most else f"{least:,} to {most:,}"
     yield "bytes in a round", f"{in_bytes(found.sampled * m.up)} up, {in_bytes(found.sampled * m.down)} down"
+    each = ""
+    if found.world > 1:
+        each = f" in each of {found.here} processes"
+        yield "processes", f"{found.world}, {found.here} of them on this machine; they share the clients"
     yield (
         "memory",
-        f"{in_bytes(needs.total)} more, of {in_bytes(found.memory.free)} free ({found.memory.bound})",
+        f"{in_bytes(needs.total)} more{each}, of {in_bytes(found.memory.free)} free ({found.memory.bound})",
     )
     for name, value in (
         ("standardised data", needs.standardised),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from mmfl_fast.experiments.scores import SCORES
 
 # What an algorithm's state may hold about the clients; pictured where it is there.
-_PICTURED = ("affinity", "clusters", "consensus")
+_PAIRS = ("affinity", "consensus")
+_PICTURED = (*_PAIRS, "clusters")
 COUNTED = ("bytes_up", "bytes_down", "optimiser_steps", "samples_seen")
 # Plain numbers of a round that are the engine's, or have a picture of their own.
 _NOT_MEASURES = {"round", "clients", "train_loss", "adjusted_rand_index", *COUNTED, *(m.name for m in SCORES)}
@@ -185,18 +187,30 @@ def read_run(run_dir: Path) -> RecordedRun:
     # A run that was asked for more rounds later still has the result of the fewer ones.
     if result is not None and result["rounds"] != config["rounds"]:
         result = None
-    state, state_round = _newest_state(run_dir / "checkpoints") if clients else ({}, None)
+    state, state_round = _newest_state(run_dir / "checkpoints", len(clients)) if clients else ({}, None)
     return RecordedRun(run_dir, config, clients, history, result, state, state_round)
 
 
-def _newest_state(folder: Path) -> tuple[dict[str, NDArray[Any]], int | None]:
+def _newest_state(folder: Path, clients: int) -> tuple[dict[str, NDArray[Any]], int | None]:
     checkpoints = sorted(folder.glob("round-*")) if folder.is_dir() else []
     if not checkpoints:
         return {}, None
     file = checkpoints[-1] / "state.safetensors"
     if not file.exists():
         raise ReportError(f"{file} is missing")
-    return _tensors(file, _PICTURED), int(checkpoints[-1].name.removeprefix("round-"))
+    state = _tensors(file, (*_PICTURED, "members"))
+    members = state.pop("members", None)
+    if members is not None:
+        state.update({name: _among_all(state[name], members, clients) for name in _PAIRS if name in state})
+    return state, int(checkpoints[-1].name.removeprefix("round-"))
+
+
+def _among_all(matrix: NDArray[Any], members: NDArray[Any], count: int) -> NDArray[Any]:
+    """A matrix over the clients of a round as one over all clients; NaN for the others."""
+    full = np.full((count, count), np.nan)
+    if len(matrix):
+        full[np.ix_(members, members)] = matrix
+    return full
 
 
 def _tensors(file: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -188,9 +188,17 @@ class Algorithm:
     Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     personal: tuple[str, ...] = ()
     """Parts that stay with the client; the engine keeps them in ``State.personal``."""
+    per_client: tuple[str, ...] = ()
+    """Fields of the state that are tables with a row per client, kept by the server. ``client_state`` is for
+    them as well as for ``State.personal``: on disk, a version can no longer be read once it is replaced."""
 
     def __init__(self, config: AlgorithmConfig | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()
+
+    @property
+    def tables_of_clients(self) -> tuple[str, ...]:
+        """Fields of the state that ``client_state`` is for."""
+        return ("personal", *self.per_client)
 
     def setup(self, federation: Federation, generator: torch.Generator) -> State:
         """Build the state before round 0; all randomness comes from ``generator`` (CPU)."""
@@ -241,7 +249,7 @@ class Algorithm:
 
         Returns:
             Floating ``[K, K]`` in [0, 1], 0.5 for unrelated, NaN for who did not take part; None if the
-            algorithm compares no clients.
+            algorithm compares no clients. It is not asked for more clients than a report can show.
         """
         del state
         return None

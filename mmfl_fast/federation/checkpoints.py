@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmfl_fast.federation.algorithm import State
-from mmfl_fast.federation.disk_table import DiskTable
 from mmfl_fast.federation.durable import sync
 from mmfl_fast.federation.parameter_table import ParameterTable
 
@@ -68,15 +67,23 @@ def with_state_tensors(template: AnyState, tensors: Mapping[str, Tensor]) -> Any
 
 
 def to_device(state: AnyState, device: torch.device) -> AnyState:
-    """Return the state with its floating-point tensors on a device; integer bookkeeping stays on the CPU."""
+    """Return the state with its tables and floating-point tensors on a device; the rest stays on the CPU."""
     if device.type == "cpu":
         return state
-    if isinstance(state.personal, DiskTable):
-        # It puts what it reads on its device itself.
-        rest = to_device(replace(state, personal=ParameterTable({})), device)
-        return replace(rest, personal=state.personal)
-    moved = {n: t.to(device) if t.is_floating_point() else t for n, t in state_tensors(state).items()}
-    return with_state_tensors(state, moved)
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device) if tensor.is_floating_point() else tensor
+
+    changes: dict[str, Any] = {}
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, ParameterTable):
+            changes[field.name] = value.to(device)
+        elif isinstance(value, Tensor):
+            changes[field.name] = moved(value)
+        else:
+            changes[field.name] = {name: moved(tensor) for name, tensor in value.items()}
+    return replace(state, **changes)
 
 
 def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping[str, Any]) -> Path:
@@ -89,15 +96,11 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
     final = folder / f"round-{rounds_done:06d}"
     partial = folder / f".partial-{rounds_done:06d}"
     try:
-        for table in _tables(state):
+        for table in tables(state):
             table.before_checkpoint()
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        # Views of a stack share storage, which safetensors refuses: each tensor is copied on its own.
-        own = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_tensors(state).items()
-        }
-        save_file(own, partial / "state.safetensors")
+        save_file(_each_on_its_own(state_tensors(state)), partial / "state.safetensors")
         told = {"rounds_done": rounds_done, "crc32": _checksum(partial / "state.safetensors"), **meta}
         (partial / "meta.json").write_text(json.dumps(told, indent=1))
         for path in [*partial.iterdir(), partial]:
@@ -117,7 +120,7 @@ def write_checkpoint(folder: Path, rounds_done: int, state: State, meta: Mapping
 
 def note_checkpoint(state: State) -> None:
     """Let the tables of a state keep what the checkpoint just written, by whomever, refers to."""
-    for table in _tables(state):
+    for table in tables(state):
         table.after_checkpoint()
 
 
@@ -167,7 +170,24 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _tables(state: State) -> list[ParameterTable]:
+def _each_on_its_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU of which no two share memory, nor any has more than it fills.
+
+    safetensors refuses others. What a table has just stacked, which may be most of the memory, is not copied.
+    """
+    own: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        packed = tensor.detach().cpu().contiguous()
+        storage = packed.untyped_storage()
+        shared = storage.nbytes() != packed.nbytes or storage.data_ptr() in taken
+        own[name] = packed.clone() if shared else packed
+        taken.add(storage.data_ptr())
+    return own
+
+
+def tables(state: State) -> list[ParameterTable]:
+    """The tables of a state."""
     values = (getattr(state, field.name) for field in fields(state))
     return [value for value in values if isinstance(value, ParameterTable)]
 

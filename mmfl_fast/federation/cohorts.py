@@ -8,7 +8,7 @@ import torch
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import ClientState
-from mmfl_fast.federation.parameter_table import Signature, signature
+from mmfl_fast.federation.row_layout import Signature, signature
 
 # Parameters, start, gradient, velocity and the activations of small models, in units of the parameters.
 _COPIES_PER_CLIENT = 8

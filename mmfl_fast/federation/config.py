@@ -36,7 +36,8 @@ class EngineConfig(BaseModel):
         None, gt=0, description="budget per stack on a GPU; default: half of what is free"
     )
     client_state: Literal["memory", "disk"] = Field(
-        "memory", description="where the personal state of all clients lies; disk: of those not in the round"
+        "memory",
+        description="where lies what a client keeps, or the server for it; disk: of those not in the round",
     )
     native_steps: Literal["auto", "off"] = Field(
         "auto", description="local training on a CPU: native code where it knows the model; off: torch alone"

@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmfl_fast.federation.durable import sync
-from mmfl_fast.federation.parameter_table import ParameterTable, Signature, signature
+from mmfl_fast.federation.parameter_table import ParameterTable
+from mmfl_fast.federation.row_layout import Signature
 
 # Two checkpoints are kept, and neither may lose what it refers to while a third value is written.
 SLOTS = 3
@@ -47,43 +48,24 @@ class DiskTable(ParameterTable):
         self, table: ParameterTable, folder: Path | None, device: torch.device | str = "cpu"
     ) -> None:
         device = torch.device(device)
-        rows = list(table)
-        starts: dict[tuple[object, ...], int] = {}
-        originals: list[Mapping[str, Tensor]] = []
-        layouts: dict[Signature, _Layout] = {}
-        self._starts: list[dict[str, Tensor]] = []
-        self._layouts: list[_Layout] = []
-        self._start_of = np.full(max(rows, default=-1) + 1, -1, dtype=np.int32)
-        for row in rows:
-            parameters = table[row]
-            key = (*parameters, *map(id, parameters.values()))
-            if key not in starts:
-                starts[key] = len(self._starts)
-                # An identity is one as long as what it is of is there.
-                originals.append(parameters)
-                self._starts.append({n: t.to(device) for n, t in parameters.items()})
-                kind = signature(parameters)
-                path = None if folder is None else folder / f"rows-{len(layouts)}.bin"
-                self._layouts.append(layouts.setdefault(kind, _Layout(kind, path, device)))
-            self._start_of[row] = starts[key]
-        self._count = len(rows)
-        self._slots = _Slots(len(self._start_of))
+        starts, start_of = table._as_set_up()
+        self._set_up([{n: t.to(device) for n, t in start.items()} for start in starts], start_of)
+        files: dict[Signature, _RowFile] = {}
+        self._files: list[_RowFile] = []
+        for layout in self._layouts:
+            kind = layout.signature
+            if kind not in files:
+                path = None if folder is None else folder / f"rows-{len(files)}.bin"
+                files[kind] = _RowFile(kind, path, device)
+            self._files.append(files[kind])
+        self._slots = _Slots(len(start_of))
         self._version = self._slots.version
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.flatnonzero(self._start_of >= 0).tolist())
-
-    def __contains__(self, row: object) -> bool:
-        return isinstance(row, int) and 0 <= row < len(self._start_of) and self._start_of[row] >= 0
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         """Named tensors of one row; do not write to them."""
         start = self._start(row)
         slot = int(self._slots.current[row])
-        return self._layouts[start].read(row, slot) if slot else dict(self._starts[start])
+        return self._files[start].read(row, slot) if slot else dict(self._starts[start])
 
     def replace(self, rows: Mapping[int, Mapping[str, Tensor]]) -> DiskTable:
         """Write the rows, and return the table that has them; this one can no longer be used.
@@ -93,9 +75,9 @@ class DiskTable(ParameterTable):
             ValueError: names, shapes or dtypes that differ from the row's.
             OSError: the disk is full or not writable; names the file.
         """
-        layouts = self._layouts_of(rows)
+        files = self._files_of(rows)
         newer = self._next_version()
-        newer._write(rows, layouts)
+        newer._write(rows, files)
         newer._point_to(rows)
         return newer
 
@@ -117,23 +99,28 @@ class DiskTable(ParameterTable):
         slot, before = (tensors[name].numpy().copy() for name in ("slot", "before"))
         if len(slot) != len(self._start_of):
             raise ValueError(f"expected slots of {len(self._start_of)} rows, got {len(slot)}")
-        used = {self._layouts[start] for start in np.unique(self._start_of[slot > 0]).tolist()}
-        for layout in used:
-            layout.require_file()
+        used = {self._files[start] for start in np.unique(self._start_of[slot > 0]).tolist()}
+        for file in used:
+            file.require()
         self._slots.current, self._slots.kept, self._slots.kept_before = slot, slot.copy(), before
         return self._next_version()
+
+    def to(self, device: torch.device) -> DiskTable:
+        """The table as it is: it puts what it reads on the device that it was made for."""
+        del device
+        return self
 
     def read_ahead(self, rows: Iterable[int]) -> None:
         """Ask the system to read rows that will be needed soon, and do not wait for it."""
         for row in rows:
             slot = int(self._slots.current[row]) if row in self else 0
             if slot:
-                self._layouts[self._start(row)].read_ahead(row, slot)
+                self._files[self._start(row)].read_ahead(row, slot)
 
     def before_checkpoint(self) -> None:
         """Wait until all that :meth:`tensors` refers to is on disk."""
-        for layout in set(self._layouts):
-            layout.sync()
+        for file in set(self._files):
+            file.sync()
 
     def after_checkpoint(self) -> None:
         """Keep what the new checkpoint refers to; the last but one may be overwritten."""
@@ -144,17 +131,15 @@ class DiskTable(ParameterTable):
         """Whether the files still hold this version."""
         return self._version == self._slots.version
 
-    def _layouts_of(self, rows: Mapping[int, Mapping[str, Tensor]]) -> list[_Layout]:
+    def _files_of(self, rows: Mapping[int, Mapping[str, Tensor]]) -> list[_RowFile]:
         """Where rows are to be written, once it is known that they can be."""
-        layouts = [self._layouts[self._start(row)] for row in rows]
-        for (row, parameters), layout in zip(rows.items(), layouts, strict=True):
-            if signature(parameters) != layout.signature:
-                raise ValueError(f"row {row}: expected {layout.signature}, got {signature(parameters)}")
-        return layouts
+        for row, parameters in rows.items():
+            self._layout_for(row, parameters)
+        return [self._files[self._start(row)] for row in rows]
 
-    def _write(self, rows: Mapping[int, Mapping[str, Tensor]], layouts: Iterable[_Layout]) -> None:
-        for (row, parameters), layout in zip(rows.items(), layouts, strict=True):
-            layout.write(row, self._slots.free(row), parameters)
+    def _write(self, rows: Mapping[int, Mapping[str, Tensor]], files: Iterable[_RowFile]) -> None:
+        for (row, parameters), file in zip(rows.items(), files, strict=True):
+            file.write(row, self._slots.free(row), parameters)
 
     def _point_to(self, rows: Iterable[int]) -> None:
         """From now on what has just been written is these rows."""
@@ -163,13 +148,15 @@ class DiskTable(ParameterTable):
 
     def _start(self, row: int) -> int:
         self._refuse_stale()
-        if row not in self:
-            raise KeyError(row)
-        return int(self._start_of[row])
+        return super()._start(row)
+
+    def _numbers_replaced(self) -> list[int]:
+        self._refuse_stale()
+        rows: list[int] = np.flatnonzero(self._slots.current).tolist()
+        return rows
 
     def _next_version(self) -> DiskTable:
-        newer = object.__new__(type(self))
-        newer.__dict__.update(self.__dict__)
+        newer = self._another()
         self._slots.version += 1
         newer._version = self._slots.version
         return newer
@@ -193,7 +180,7 @@ class _Slots:
         return next(slot for slot in range(1, SLOTS + 1) if slot not in taken)
 
 
-class _Layout:
+class _RowFile:
     """The file of all rows of one signature."""
 
     def __init__(self, kind: Signature, path: Path | None, device: torch.device) -> None:
@@ -219,7 +206,7 @@ class _Layout:
         status = os.fstat(self._file)
         return status.st_dev, status.st_ino
 
-    def require_file(self) -> None:
+    def require(self) -> None:
         if self.path is not None and not self.path.exists():
             raise FileNotFoundError(f"{self.path} is gone, with the personal state of clients")
         _ = self._file

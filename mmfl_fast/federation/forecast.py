@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import tracemalloc
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mmfl_fast.data import Client, Federation
 from mmfl_fast.federation.algorithm import Algorithm, ClientState, Phase, State, part_of
+from mmfl_fast.federation.checkpoints import to_device
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_workers import one_torch_thread
 from mmfl_fast.federation.cohorts import cut_cohorts
@@ -27,7 +29,9 @@ from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.machine_limits import Room, free_disk, free_memory
 from mmfl_fast.federation.mixed_precision import in_bfloat16
 from mmfl_fast.federation.native_steps import NativeSteps, why_not_native
-from mmfl_fast.federation.parameter_table import ParameterTable
+from mmfl_fast.federation.parameter_table import BYTES_PER_REPLACED_ROW, ParameterTable
+from mmfl_fast.federation.ranks import processes
+from mmfl_fast.federation.run_directory import shown_in_reports
 from mmfl_fast.federation.sampling import sample_size
 from mmfl_fast.federation.simulation import move, resolve_device
 from mmfl_fast.federation.standardisation import standardise
@@ -46,14 +50,14 @@ _CHECKPOINTS_ON_DISK = 3
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of memory beyond what the process has already taken, which the data in memory belong to.
+    """Bytes of memory in each process, beyond what it has already taken, which the data in memory belong to.
 
     Attributes:
         standardised: second copy of the inputs.
         setting_up: what Python keeps of each client while the algorithm sets up its state.
-        personal: what clients keep to themselves.
+        personal: what clients keep to themselves, or the server for each.
         server: all else in the state, and its successor.
-        round: models of the clients that take part.
+        round: models of the clients that take part, and what processes send each other of them.
     """
 
     standardised: int
@@ -79,9 +83,12 @@ class Measured:
         parameters: their number, least and most.
         setting_up: bytes of Python's own for a client while the state is set up.
         personal: bytes of them that stay with the client, mean.
+        kept_for: bytes that the server keeps in tables for a client, mean.
         up: bytes that a client sends, mean.
         down: bytes that it is sent, mean.
-        server: bytes of the state without ``personal``, scaled to all clients.
+        server: bytes of the rest of the state, scaled to all clients.
+        of_all_pairs: bytes of these that grow with the square of the clients.
+        of_a_pair: bytes of each pair of clients of a round.
         similarity: whether a picture of all pairs of clients is kept of every evaluated round.
         chunk: clients in a stack.
         steps: pass -> ``"native"``, or why it takes autograd.
@@ -95,9 +102,12 @@ class Measured:
     parameters: tuple[int, int]
     setting_up: float
     personal: float
+    kept_for: float
     up: float
     down: float
     server: int
+    of_all_pairs: int
+    of_a_pair: int
     similarity: bool
     chunk: int
     steps: dict[str, str]
@@ -122,7 +132,9 @@ class Forecast:
         memory: what is free.
         disk: free at the run directory.
         scratch: free for temporary files.
-        threads: that share the clients of a round.
+        threads: of a process, that share its clients of a round.
+        world: processes that share the run.
+        here: of them on this machine.
     """
 
     clients: int
@@ -138,31 +150,45 @@ class Forecast:
     disk: int
     scratch: int
     threads: int
+    world: int = 1
+    here: int = 1
 
     def needs(self, engine: EngineConfig, sampled: int) -> Needs:
-        """Memory with other options."""
+        """Memory of a process with other options."""
         m = self.measured
-        everywhere = int(self.clients * m.personal)
+        replaced = self._replaced(sampled)
+        in_memory = (1 + _CHECKPOINT_COPIES) * int(replaced * (m.personal + m.kept_for))
         on_disk = engine.client_state == "disk"
+        mine = -(-sampled // self.world)
+        # A part of what all sent, and what this process's clients send to the others; and in memory every
+        # process has what became of all.
+        exchanged = 2 * mine * m.up if self.world > 1 else 0
+        kept = (mine if on_disk else sampled) * m.personal + sampled * m.kept_for
         return Needs(
             standardised=self.inputs if engine.standardise else 0,
             setting_up=int(self.clients * m.setting_up),
-            # The table and its successor, or a checkpoint's copies.
-            personal=self.clients * BYTES_PER_ROW if on_disk else (1 + _CHECKPOINT_COPIES) * everywhere,
-            server=(1 + _CHECKPOINT_COPIES) * m.server,
-            round=sampled * (m.model + (int(m.personal) if on_disk else 0)),
+            personal=self.clients * BYTES_PER_ROW
+            if on_disk
+            else in_memory + replaced * BYTES_PER_REPLACED_ROW,
+            server=(1 + _CHECKPOINT_COPIES) * (m.server + sampled**2 * m.of_a_pair),
+            # What is kept is there twice: in the model, and as it was read or was before.
+            round=int(mine * m.model + kept + exchanged),
         )
+
+    def _replaced(self, sampled: int) -> int:
+        """Clients at most whose state is no longer as it was set up, at the end."""
+        return min(self.clients, self.rounds * sampled)
 
     @property
     def disk_needed(self) -> int:
         """Bytes in the run directory."""
         m, kept = self.measured, 0
-        checkpoint = m.server
+        checkpoint = m.server + self.sampled**2 * m.of_a_pair
         if self.engine.client_state == "disk":
             checkpoint += 2 * self.clients
-            kept = int(min(self.clients, self.rounds * self.sampled) * SLOTS * m.personal)
+            kept = int(self._replaced(self.sampled) * SLOTS * (m.personal + m.kept_for))
         else:
-            checkpoint += int(self.clients * m.personal)
+            checkpoint += int(self._replaced(self.sampled) * (m.personal + m.kept_for))
         if m.similarity:
             kept += -(-self.rounds // self.engine.evaluate_every) * 2 * self.clients**2
         return _CHECKPOINTS_ON_DISK * checkpoint + kept
@@ -170,12 +196,12 @@ class Forecast:
     @property
     def round_seconds(self) -> float:
         """Training of a round's clients; the server's step comes on top."""
-        return self.sampled * self.measured.train_seconds / self.threads
+        return -(-self.sampled // self.world) * self.measured.train_seconds / self.threads
 
     @property
     def evaluation_seconds(self) -> float:
         """One evaluation."""
-        return self.tested * self.measured.test_seconds / self.threads
+        return -(-self.tested // self.world) * self.measured.test_seconds / self.threads
 
     @property
     def run_seconds(self) -> float:
@@ -185,10 +211,11 @@ class Forecast:
 
     def refusal(self) -> str | None:
         """Why the run cannot fit and the setting that would make it, or None."""
-        needed, free = self.needs(self.engine, self.sampled), self.memory.free
-        if needed.total > free:
+        needed, free = self._together(self.engine, self.sampled), self.memory.free
+        if needed > free:
+            several = f" in {self.here} processes" if self.here > 1 else ""
             return (
-                f"memory: the run needs {in_bytes(needed.total)} more, {self.memory.bound} has "
+                f"memory: the run needs {in_bytes(needed)} more{several}, {self.memory.bound} has "
                 f"{in_bytes(free)}; {self._remedy()}"
             )
         if self.disk_needed > self.disk:
@@ -196,34 +223,45 @@ class Forecast:
                 f"disk: checkpoints and the state of clients need {in_bytes(self.disk_needed)}, "
                 f"{in_bytes(self.disk)} are free; choose a folder on a larger disk with --out"
             )
-        if self.engine.standardise and self.mapped > self.scratch:
+        if self.engine.client_state == "disk" and self.here < self.world:
+            return "client_state=disk is for processes of one machine; it needs --set client_state=memory"
+        if self.engine.standardise and self.here * self.mapped > self.scratch:
             return (
-                f"disk: standardised rows need {in_bytes(self.mapped)} of temporary files, "
+                f"disk: standardised rows need {in_bytes(self.here * self.mapped)} of temporary files, "
                 f"{in_bytes(self.scratch)} are free; set TMPDIR to a larger disk, or standardise=false"
             )
         return None
+
+    def _together(self, engine: EngineConfig, sampled: int) -> int:
+        """Memory of the processes on this machine; the others' data are not there yet."""
+        return self.here * self.needs(engine, sampled).total + (self.here - 1) * self.inputs
 
     def _remedy(self) -> str:
         engine, free = self.engine, self.memory.free
         settings: list[str] = []
         for name, value in (("client_state", "disk"), ("standardise", False)):
             other = engine.model_copy(update={name: value})
-            if self.needs(other, self.sampled).total < self.needs(engine, self.sampled).total:
+            if name == "client_state" and self.here < self.world:
+                continue
+            if self._together(other, self.sampled) < self._together(engine, self.sampled):
                 engine = other
                 settings.append(f"{name}={str(value).lower()}")
-                if self.needs(engine, self.sampled).total <= free:
+                if self._together(engine, self.sampled) <= free:
                     return f"it fits with {' '.join(f'--set {s}' for s in settings)}"
-        each = self.needs(engine, 1).round
-        fitting = (free - self.needs(engine, 0).total) // each
-        if fitting >= 1:
+        # It grows with the sample.
+        fitting = bisect_right(range(1, self.sampled), free, key=lambda n: self._together(engine, n))
+        if fitting >= self.world:
             # Rounded down, so that it surely fits.
             share = int(1e6 * fitting / self.trainable) / 1e6
             if share > 0:
                 settings.append(f"participation={share:g}")
                 return f"it fits with {' '.join(f'--set {s}' for s in settings)}"
+        m = self.measured
+        pairs = f", {in_bytes(m.of_all_pairs)} of it for all pairs of clients" if m.of_all_pairs else ""
+        fewer = ", fewer processes" if self.here > 1 else ""
         return (
-            f"no setting of the engine helps: the server's own state takes {in_bytes(self.measured.server)}; "
-            "take fewer clients, a smaller model or another algorithm"
+            f"no setting of the engine helps: the server's own state takes {in_bytes(m.server)}{pairs}; "
+            f"take fewer clients{fewer}, a smaller model or another algorithm"
         )
 
 
@@ -239,14 +277,17 @@ def forecast(
     """Find out what a run of the same arguments as :func:`simulate` would need; nothing is kept.
 
     The state is set up for at most about two hundred clients and scaled: in what the server keeps, an axis
-    as long as they are many is one over all clients. Sizes are of the models that a few clients, small and
-    large, start from; times are those of their training, after a first time that records native steps.
+    as long as they are many is one over all clients, and a matrix that is empty to begin with one over the
+    pairs of a round. Sizes are of the models that a few clients, small and large, start from; times are those
+    of their training, after a first time that records native steps. Under torchrun it is told for its
+    processes.
 
     Raises:
         ValueError: no client has a training row.
     """
     engine = engine or EngineConfig()
     clients, device = federation.clients, resolve_device(engine.device)
+    world, here = processes()
     if not len(clients.trainable):
         raise ValueError(f"federation {federation.name!r}: no client has a training row")
     sizes = [(task.mapped, _bytes(task.inputs) + _bytes(task.server_items)) for task in federation.tasks]
@@ -264,6 +305,8 @@ def forecast(
         disk=free_disk(out or Path(tempfile.gettempdir())),
         scratch=free_disk(Path(tempfile.gettempdir())),
         threads=torch.get_num_threads() if device.type == "cpu" else 1,
+        world=world,
+        here=here,
     )
 
 
@@ -288,7 +331,13 @@ def _measured(
     part = move(standardise(part) if engine.standardise else part, device)
     with one_torch_thread():
         state, setting_up = _set_up(algorithm, part, seed)
-        server = _server_bytes(state, len(part.clients), len(whole))
+        server, of_all_pairs, of_a_pair = _server_bytes(
+            state, algorithm.tables_of_clients, len(part.clients), len(whole)
+        )
+        kept_for = sum(
+            _bytes(table[row]) for n in algorithm.per_client for table in [getattr(state, n)] for row in table
+        )
+        state = to_device(state, device)
         phases = algorithm.client_phases()
         if engine.precision == "bfloat16":
             phases = in_bfloat16(phases, device)
@@ -299,7 +348,7 @@ def _measured(
             probes = _probes(part, number)
             if not probes:
                 continue
-            starts = [_on(algorithm.broadcast(state, c), device) for c in probes]
+            starts = [algorithm.broadcast(state, c) for c in probes]
             chunks = cut_cohorts(probes, starts, engine.chunk, engine.memory_gib)
             for name, kind in _kinds_of_steps(probes, starts, phases, engine, max(map(len, chunks))).items():
                 steps[name] = kind if steps.get(name, "native") == "native" else steps[name]
@@ -321,10 +370,13 @@ def _measured(
         parameters=(min(numbers), max(numbers)),
         setting_up=setting_up / len(part.clients),
         personal=mean(task.personal for task in tasks),
+        kept_for=kept_for / len(part.clients),
         up=mean(task.up for task in tasks),
         down=mean(task.down for task in tasks),
         server=server,
-        similarity=algorithm.similarity(state) is not None,
+        of_all_pairs=of_all_pairs,
+        of_a_pair=of_a_pair,
+        similarity=shown_in_reports(len(whole)) and algorithm.similarity(state) is not None,
         chunk=engine.chunk or max(task.chunk for task in tasks),
         steps=steps,
         train_seconds=mean(t.row_seconds * r / c for t, r, c in zip(tasks, rows, clients, strict=True)),
@@ -420,24 +472,27 @@ def _kinds_of_steps(
     return kinds
 
 
-def _server_bytes(state: State, few: int, many: int) -> int:
-    """Bytes of all but the personal state, scaled from few clients to many."""
-    total = 0.0
+def _server_bytes(state: State, of_clients: Sequence[str], few: int, many: int) -> tuple[int, int, int]:
+    """Bytes of what is kept neither by a client nor for each, scaled from few clients to many.
+
+    Also how many of them grow with the square of the clients, and those of a pair of clients of a round.
+    """
+    total, of_all_pairs, of_a_pair = 0.0, 0.0, 0
     for field in fields(state):
         value = getattr(state, field.name)
-        if field.name == "personal":
+        if field.name in of_clients:
             continue
         if isinstance(value, ParameterTable):
             held = sum(_bytes(value[row]) for row in value)
             total += held * (many / few if len(value) == few else 1)
             continue
         for tensor in [value] if isinstance(value, Tensor) else value.values():
-            total += tensor.nbytes * (many / few) ** tuple(tensor.shape).count(few)
-    return int(total)
-
-
-def _on(params: ClientState, device: torch.device) -> ClientState:
-    return {n: t.to(device) if t.is_floating_point() else t for n, t in params.items()}
+            axes = tuple(tensor.shape).count(few)
+            size = tensor.nbytes * (many / few) ** axes
+            total += size
+            of_all_pairs += size if axes > 1 else 0
+            of_a_pair += tensor.element_size() if tensor.shape == (0, 0) else 0
+    return int(total), int(of_all_pairs), of_a_pair
 
 
 def _clock(device: torch.device) -> float:

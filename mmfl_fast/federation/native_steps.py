@@ -20,7 +20,7 @@ from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import ClientState, Context, Phase
 from mmfl_fast.federation.batching import PADDING_LABEL, gather
 from mmfl_fast.federation.optimisers import Adam, Optimiser, Sgd, Slots
-from mmfl_fast.federation.parameter_table import signature
+from mmfl_fast.federation.row_layout import signature
 from mmfl_fast.federation.streams import normal_rows
 from mmfl_fast.kernels import client_step
 from mmfl_fast.kernels.client_step import NotCoveredError, Rates, Sources, StepProgram

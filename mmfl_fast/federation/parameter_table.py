@@ -2,50 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-# Bytes of a cache line, at which torch begins a tensor.
-_LINE = 64
+from mmfl_fast.federation.persistent_map import PersistentMap
+from mmfl_fast.federation.row_layout import RowLayout, Signature, placed, signature
 
-Signature = tuple[tuple[str, torch.Size, torch.dtype], ...]
+Row = Mapping[str, Tensor]
+Table = TypeVar("Table", bound="ParameterTable")
 
-
-def signature(parameters: Mapping[str, Tensor]) -> Signature:
-    """Names, shapes and dtypes; rows of one signature can be stacked."""
-    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in parameters.items())
+# Beside the bytes of its tensors: what torch and Python keep of a row that has been replaced.
+BYTES_PER_REPLACED_ROW = 700
+# Of which some are copied at a time.
+_ROWS = 1024
 
 
 class ParameterTable:
-    """An immutable mapping from a row number to its named tensors.
+    """An immutable mapping from a row number, 0 or more, to its named tensors, all on one device.
 
-    Rows of one signature are stored stacked, ``[K, ...]`` per name, and read back as views. They are stacked
-    when the stacks are first needed: rows that share their tensors take no memory until one is replaced.
+    Rows are kept as they were set up, once for all that have the same tensors, until they are replaced; then
+    each has memory of its own. A newer version of the table shares with the older one all rows but those
+    replaced, and nothing that a version refers to is written to again. So :meth:`replace` costs what the rows
+    given cost, however many there are, and whoever holds an older version, or tensors read from it, keeps
+    what he has and the memory of the rows replaced since.
+
+    Args:
+        rows: the rows to begin with.
     """
 
-    def __init__(self, rows: Mapping[int, Mapping[str, Tensor]]) -> None:
-        self._rows: Mapping[int, Mapping[str, Tensor]] | None = _contiguous(rows)
-        self._place: dict[int, tuple[int, int]] = {}
-        self._stacks: list[dict[str, Tensor]] = []
+    def __init__(self, rows: Mapping[int, Row]) -> None:
+        self._set_up(*_told_apart(rows))
+
+    @staticmethod
+    def of_kinds(starts: Sequence[Row], kinds: ArrayLike) -> ParameterTable:
+        """The table whose row i begins as ``starts[kinds[i]]``: for many rows of which few differ.
+
+        Args:
+            starts: what rows can begin as.
+            kinds: int ``[K]``, one for each row; -1 where the table has none.
+
+        Raises:
+            ValueError: a kind that there is no start of.
+        """
+        start_of = np.asarray(kinds).astype(np.int32)
+        if start_of.max(initial=-1) >= len(starts):
+            raise ValueError(f"kinds: expected numbers below {len(starts)}, got {start_of.max()}")
+        table = object.__new__(ParameterTable)
+        table._set_up(starts, start_of)
+        return table
+
+    def _set_up(self, starts: Sequence[Row], start_of: NDArray[np.int32]) -> None:
+        layouts: dict[Signature, RowLayout] = {}
+        # Rows that share a tensor still do so.
+        own: dict[int, Tensor] = {}
+        self._starts: list[dict[str, Tensor]] = []
+        self._layouts: list[RowLayout] = []
+        for start in starts:
+            for tensor in start.values():
+                if id(tensor) not in own:
+                    own[id(tensor)] = placed(tensor)
+            self._starts.append({name: own[id(tensor)] for name, tensor in start.items()})
+            kind = signature(start)
+            if kind not in layouts:
+                layouts[kind] = RowLayout(kind)
+            self._layouts.append(layouts[kind])
+        self._start_of = start_of
+        self._count = int(np.count_nonzero(start_of >= 0))
+        self._replaced: PersistentMap[Tensor] = PersistentMap(len(start_of))
 
     def __len__(self) -> int:
-        return len(self._place if self._rows is None else self._rows)
+        return self._count
 
     def __iter__(self) -> Iterator[int]:
-        """Row numbers."""
-        return iter(self._place if self._rows is None else self._rows)
+        """Row numbers, ascending."""
+        return iter(np.flatnonzero(self._start_of >= 0).tolist())
 
     def __contains__(self, row: object) -> bool:
-        return row in (self._place if self._rows is None else self._rows)
+        if not isinstance(row, (int, np.integer)):
+            return False
+        return bool(0 <= row < len(self._start_of) and self._start_of[row] >= 0)
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         """Named tensors of one row, which others may share; do not write to them."""
-        if self._rows is not None:
-            return dict(self._rows[row])
-        stack, position = self._place[row]
-        return {name: tensor[position] for name, tensor in self._stacks[stack].items()}
+        start = self._start(row)
+        block = self._replaced.get(row)
+        return dict(self._starts[start]) if block is None else self._layouts[start].views(block)
 
     def get(self, row: int) -> dict[str, Tensor]:
         """The same, or nothing for a row that the table does not have."""
@@ -53,38 +99,79 @@ class ParameterTable:
             return {}
         return self[row]
 
-    def replace(self, rows: Mapping[int, Mapping[str, Tensor]]) -> ParameterTable:
+    @torch.no_grad()
+    def replace(self, rows: Mapping[int, Row]) -> ParameterTable:
         """Return a table with some rows replaced by values of the same signature; this one stays as it is.
 
         Raises:
             KeyError: a row that the table does not have.
             ValueError: names, shapes or dtypes that differ from the row's.
         """
-        table = self._with_stacks([dict(stack) for stack in self._stacked()])
-        touched: set[int] = set()
-        for row, parameters in rows.items():
-            stack, position = self._place[row]
-            if signature(parameters) != signature(self[row]):
-                raise ValueError(f"row {row}: expected {signature(self[row])}, got {signature(parameters)}")
-            if stack not in touched:
-                table._stacks[stack] = {name: _placed(t) for name, t in self._stacks[stack].items()}
-                touched.add(stack)
-            for name, tensor in parameters.items():
-                table._stacks[stack][name][position].copy_(tensor)
-        return table
+        layouts = [self._layout_for(row, parameters) for row, parameters in rows.items()]
+        device = _device_of(self._starts)
+        return self._with_replaced(
+            {
+                row: layout.filled(parameters, device)
+                for (row, parameters), layout in zip(rows.items(), layouts, strict=True)
+            }
+        )
 
+    def changed_since(self, older: ParameterTable) -> list[int]:
+        """Rows that have been replaced between an older version and this one; all of unrelated tables."""
+        if older._starts is not self._starts:
+            return list(self)
+        return list(self._replaced.changed_since(older._replaced))
+
+    def mapped(self, function: Callable[[dict[str, Tensor]], Row]) -> ParameterTable:
+        """The table of what a function makes of every row; of rows with the same tensors it is asked once."""
+        starts, kinds = self._as_set_up()
+        return ParameterTable.of_kinds([function(dict(start)) for start in starts], kinds)
+
+    def to(self, device: torch.device) -> ParameterTable:
+        """The table on a device."""
+        moved = ParameterTable.of_kinds(
+            [{n: t.to(device) for n, t in start.items()} for start in self._starts], self._start_of
+        )
+        return moved._with_replaced({row: block.to(device) for row, block in self._replaced.items()})
+
+    @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
-        """The stacks by a flat name, ``"<stack>/<name>"``; what a checkpoint stores."""
-        return {f"{i}/{name}": t for i, stack in enumerate(self._stacked()) for name, t in stack.items()}
+        """What a checkpoint stores, stacked for all rows of one signature, by a flat name.
 
+        ``"start/<signature>/<name>"`` is what rows were set up as, ``"row/<signature>"`` int64 ``[n]`` those
+        that have been replaced since, and ``"replaced/<signature>/<name>"`` by what, ``[n, ...]``. All but
+        the numbers of the rows are copies.
+        """
+        found: dict[str, Tensor] = {}
+        replaced: dict[int, list[tuple[int, Tensor]]] = {}
+        for row, block in self._replaced.items():
+            replaced.setdefault(id(self._layouts[self._start_of[row]]), []).append((row, block))
+        for number, (layout, starts) in enumerate(self._starts_by_layout()):
+            for name, _, _ in layout.signature:
+                found[f"start/{number}/{name}"] = torch.stack([self._starts[i][name] for i in starts])
+            rows = replaced.get(id(layout), [])
+            found[f"row/{number}"] = torch.tensor([row for row, _ in rows], dtype=torch.int64)
+            stacks = _stacked(layout, [block for _, block in rows], _device_of(self._starts))
+            found.update({f"replaced/{number}/{name}": stack for name, stack in stacks.items()})
+        return found
+
+    @torch.no_grad()
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> ParameterTable:
         """Return a table of this layout with the values of ``tensors()`` of another one."""
-        return self._with_stacks(
-            [
-                {name: _placed(tensors[f"{i}/{name}"]) for name in stack}
-                for i, stack in enumerate(self._stacked())
-            ]
-        )
+        starts: dict[int, Row] = {}
+        blocks: dict[int, Tensor] = {}
+        for number, (layout, own) in enumerate(self._starts_by_layout()):
+            for place, start in enumerate(own):
+                # A copy: a slice of the stack would keep all of it.
+                starts[start] = {
+                    name: tensors[f"start/{number}/{name}"][place].clone() for name, _, _ in layout.signature
+                }
+            stacks = {name: tensors[f"replaced/{number}/{name}"] for name, _, _ in layout.signature}
+            for place, row in enumerate(tensors[f"row/{number}"].tolist()):
+                one = {name: stack[place] for name, stack in stacks.items()}
+                blocks[row] = self._layout_for(row, one).filled(one, _device_of([one]))
+        table = ParameterTable.of_kinds([starts[i] for i in range(len(self._starts))], self._start_of)
+        return table._with_replaced(blocks)
 
     @property
     def newest(self) -> bool:
@@ -100,55 +187,79 @@ class ParameterTable:
     def after_checkpoint(self) -> None:
         """Keep what the checkpoint just written refers to."""
 
-    def _with_stacks(self, stacks: list[dict[str, Tensor]]) -> ParameterTable:
-        table = ParameterTable({})
-        table._rows, table._place, table._stacks = None, self._place, stacks
-        return table
+    def _start(self, row: int) -> int:
+        if row not in self:
+            raise KeyError(row)
+        return int(self._start_of[row])
 
-    @torch.no_grad()
-    def _stacked(self) -> list[dict[str, Tensor]]:
-        if self._rows is not None:
-            by_signature: dict[Signature, list[int]] = {}
-            for row, parameters in self._rows.items():
-                by_signature.setdefault(signature(parameters), []).append(row)
-            for key, members in by_signature.items():
-                self._place.update({row: (len(self._stacks), i) for i, row in enumerate(members)})
-                stack = {
-                    name: _room(len(members), shape, dtype, self._rows[members[0]][name].device)
-                    for name, shape, dtype in key
-                }
-                for name, tensor in stack.items():
-                    torch.stack([self._rows[r][name] for r in members], out=tensor)
-                self._stacks.append(stack)
-            self._rows = None
-        return self._stacks
+    def _layout_for(self, row: int, parameters: Row) -> RowLayout:
+        """Of a row, for new values that fit into it."""
+        layout = self._layouts[self._start(row)]
+        if signature(parameters) != layout.signature:
+            raise ValueError(f"row {row}: expected {layout.signature}, got {signature(parameters)}")
+        return layout
+
+    def _with_replaced(self, blocks: Mapping[int, Tensor]) -> ParameterTable:
+        newer = self._another()
+        newer._replaced = self._replaced.updated(blocks)
+        return newer
+
+    def _another(self: Table) -> Table:
+        newer = object.__new__(type(self))
+        newer.__dict__.update(self.__dict__)
+        return newer
+
+    def _as_set_up(self) -> tuple[list[dict[str, Tensor]], NDArray[np.int32]]:
+        """Starts of all rows, those replaced included, and which is whose."""
+        starts, start_of = list(self._starts), self._start_of.copy()
+        for row in self._numbers_replaced():
+            start_of[row] = len(starts)
+            starts.append(self[row])
+        return starts, start_of
+
+    def _numbers_replaced(self) -> list[int]:
+        return [row for row, _ in self._replaced.items()]
+
+    def _starts_by_layout(self) -> list[tuple[RowLayout, list[int]]]:
+        found: dict[int, tuple[RowLayout, list[int]]] = {}
+        for start, layout in enumerate(self._layouts):
+            found.setdefault(id(layout), (layout, []))[1].append(start)
+        return list(found.values())
 
 
-def _room(count: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[count, *shape]``, not initialised, whose rows begin where a tensor of its own would.
-
-    On where a tensor lies the rounding of a product can depend.
-    """
-    size = shape.numel()
-    pitch = -(-size * dtype.itemsize // _LINE) * _LINE // dtype.itemsize
-    flat = torch.empty(count, pitch, dtype=dtype, device=device)
-    return flat[:, :size].view(count, *shape)
-
-
-def _placed(stack: Tensor) -> Tensor:
-    return _room(len(stack), stack.shape[1:], stack.dtype, stack.device).copy_(stack)
-
-
-def _contiguous(rows: Mapping[int, Mapping[str, Tensor]]) -> dict[int, Mapping[str, Tensor]]:
-    """The rows as they are once stacked: on strides the rounding of a product can depend."""
-    packed: dict[int, Tensor] = {}
-    made: dict[int, Mapping[str, Tensor]] = {}
+def _told_apart(rows: Mapping[int, Row]) -> tuple[list[Row], NDArray[np.int32]]:
+    """The rows that differ, and which one each is."""
+    start_of = np.full(max(rows, default=-1) + 1, -1, dtype=np.int32)
+    starts: list[Row] = []
+    of_tensors: dict[tuple[object, ...], int] = {}
+    # An identity is one as long as what it is of is there.
+    of_mapping: dict[int, tuple[int, Row]] = {}
     for row, parameters in rows.items():
-        if not all(t.is_contiguous() for t in parameters.values()):
-            # Rows that share a tensor still do so.
-            parameters = {
-                n: packed[id(t)] if id(t) in packed else packed.setdefault(id(t), t.contiguous())
-                for n, t in parameters.items()
-            }
-        made[row] = parameters
-    return made
+        if row < 0:
+            raise ValueError(f"rows are numbered from 0, got row {row}")
+        known = of_mapping.get(id(parameters))
+        if known is None:
+            key = (*parameters, *map(id, parameters.values()))
+            start = of_tensors.setdefault(key, len(starts))
+            if start == len(starts):
+                starts.append(parameters)
+            known = of_mapping[id(parameters)] = start, parameters
+        start_of[row] = known[0]
+    return starts, start_of
+
+
+def _device_of(rows: Iterable[Row]) -> torch.device:
+    return next((t.device for row in rows for t in row.values()), torch.device("cpu"))
+
+
+def _stacked(layout: RowLayout, blocks: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The rows in blocks as ``[n, ...]`` without gaps; a few are in memory once more at a time."""
+    stacks = {
+        name: torch.empty(len(blocks), *shape, dtype=dtype, device=device)
+        for name, shape, dtype in layout.signature
+    }
+    for first in range(0, len(blocks), _ROWS):
+        some = layout.views(torch.stack(list(blocks[first : first + _ROWS])))
+        for name, stack in stacks.items():
+            stack[first : first + _ROWS] = some[name]
+    return stacks

@@ -272,6 +272,14 @@ def launched() -> bool:
     return all(name in os.environ for name in _NEEDED) and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def processes() -> tuple[int, int]:
+    """How many processes the launcher started, and of them on this machine; 1 and 1 for one alone."""
+    if not launched():
+        return 1, 1
+    world = int(os.environ["WORLD_SIZE"])
+    return world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints: rank 0, or one alone."""
     if dist.is_initialized():
@@ -284,9 +292,8 @@ def launcher() -> list[str]:
     if not launched():
         return ["mmfl-fast"]
     nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
-    here = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     several = [] if nodes == "1" else ["--nnodes", nodes]
-    return ["torchrun", *several, "--nproc-per-node", here, "-m", "mmfl_fast"]
+    return ["torchrun", *several, "--nproc-per-node", str(processes()[1]), "-m", "mmfl_fast"]
 
 
 def patience() -> timedelta:

@@ -31,6 +31,11 @@ _MOST_DESCRIBED = 10_000
 _MAY_CHANGE = {"rounds", "command"}
 
 
+def shown_in_reports(clients: int) -> bool:
+    """Whether reports show each of so many clients."""
+    return clients <= _MOST_DESCRIBED
+
+
 class RunDirectoryError(RuntimeError):
     """The folder holds something that this run must not touch; the message says what to do."""
 
@@ -108,7 +113,7 @@ class RunDirectory:
                 "train": c.num_train,
                 "test": len(c.test_rows),
             }
-            for c in (clients if len(clients) <= _MOST_DESCRIBED else ())
+            for c in (clients if shown_in_reports(len(clients)) else ())
         ]
         write_atomically(self.path / "clients.json", json.dumps(described, indent=1))
 
@@ -166,7 +171,7 @@ class RunDirectory:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``; its presence says that the run is complete."""
-        if len(result["per_client"]) > _MOST_DESCRIBED:
+        if not shown_in_reports(len(result["per_client"])):
             result = {**result, "per_client": []}
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
         # One is enough to go on for longer; a comparison has many runs, each with every client's model.

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmfl_fast.data import Client
 from mmfl_fast.federation.agreement import state_of_first
 from mmfl_fast.federation.algorithm import State
-from mmfl_fast.federation.checkpoints import AnyState, note_checkpoint
+from mmfl_fast.federation.checkpoints import AnyState, note_checkpoint, tables
 from mmfl_fast.federation.ranks import RankError, Ranks
 from mmfl_fast.federation.run_directory import RunDirectory
 
@@ -107,7 +107,7 @@ class SharedRunDirectory:
         if self._whole is None or not self._whole[0]:
             return f"no round was complete; start again: {command}"
         rounds_done, metrics_size, state = self._whole
-        if not state.personal.newest:
+        if not all(table.newest for table in tables(state)):
             return newest
         self._own.checkpoint(rounds_done, state, metrics_size)
         until = f"{self._path} has the run up to round {rounds_done}"

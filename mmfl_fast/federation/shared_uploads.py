@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import Uploads, part_of
-from mmfl_fast.federation.parameter_table import Signature
 from mmfl_fast.federation.ranks import Ranks
+from mmfl_fast.federation.row_layout import Signature
 from mmfl_fast.federation.tensor_exchange import Layout, part_of_row
 from mmfl_fast.ops.shared_rows import SharedRows
 

@@ -32,9 +32,11 @@ from mmfl_fast.federation.local_training import LocalResult, train_clients
 from mmfl_fast.federation.mixed_precision import in_bfloat16
 from mmfl_fast.federation.modality_alone import modality_alone
 from mmfl_fast.federation.native_steps import NativeSteps
+from mmfl_fast.federation.parameter_table import ParameterTable
 from mmfl_fast.federation.progress import RoundProgress
 from mmfl_fast.federation.rank_shares import share_by_cost
 from mmfl_fast.federation.ranks import Ranks, is_first, joined
+from mmfl_fast.federation.run_directory import shown_in_reports
 from mmfl_fast.federation.sampling import evaluated_clients, sample_clients, sample_indices
 from mmfl_fast.federation.shared_disk_table import SharedDiskTable
 from mmfl_fast.federation.shared_evaluation import predictions_of_all
@@ -143,7 +145,8 @@ def simulate(
             lines.append(line)
             if directory is not None:
                 directory.append_metrics(line)
-                similarity = algorithm.similarity(state) if "accuracy" in line else None
+                pictured = "accuracy" in line and shown_in_reports(len(federation.clients))
+                similarity = algorithm.similarity(state) if pictured else None
                 if similarity is not None:
                     directory.keep_similarity(number + 1, similarity)
                 if last or (number + 1) % engine.checkpoint_every == 0:
@@ -224,13 +227,8 @@ class _Run:
         with one_torch_thread():
             state = algorithm.setup(self._federation, generator)
         if engine.client_state == "disk":
-            folder = None if out is None else out / "personal"
-            table = (
-                DiskTable(state.personal, folder, self.device)
-                if ranks.world == 1
-                else SharedDiskTable(state.personal, folder, self.device, ranks)
-            )
-            state = replace(state, personal=table)
+            files: dict[str, Any] = {n: self._on_disk(state, n, out) for n in algorithm.tables_of_clients}
+            state = replace(state, **files)
         self.initial_state: State = to_device(state, self.device)
         self._tested = evaluated_clients(self._federation.clients, engine.evaluate_clients, seed)
 
@@ -243,9 +241,9 @@ class _Run:
         )
         mine = [clients[p] for p in shares[self._ranks.rank]]
         starts = [self._algorithm.broadcast(state, c) for c in mine]
-        state.personal.read_ahead(
-            sample_indices(self._federation.clients, engine.participation, number + 1, self._seed)
-        )
+        soon = sample_indices(self._federation.clients, engine.participation, number + 1, self._seed)
+        for table in self._algorithm.tables_of_clients:
+            getattr(state, table).read_ahead(soon)
         outcomes, uploads = outcomes_of_all(
             self._ranks,
             clients,
@@ -259,9 +257,9 @@ class _Run:
 
         kept = {c.index: o.kept for c, o in zip(clients, outcomes, strict=True) if o.kept}
         sizes = torch.tensor([c.num_train for c in clients], dtype=torch.float64, device=self.device)
-        state = replace(state, personal=state.personal.replace(kept))
-        state = self._algorithm.aggregate(state, uploads, sizes / sizes.sum())
-        state = same_state(self._ranks, state, self.device)
+        before = replace(state, personal=state.personal.replace(kept))
+        state = self._algorithm.aggregate(before, uploads, sizes / sizes.sum())
+        state = same_state(self._ranks, before, state, self.device)
         ended = time.perf_counter()
 
         passes = [o.seconds for o in outcomes]
@@ -372,6 +370,15 @@ class _Run:
             )
             for p, (result, sent, seconds) in enumerate(trained)
         ]
+
+    def _on_disk(self, state: State, name: str, out: Path | None) -> DiskTable:
+        """One of the state's tables, in files."""
+        table: ParameterTable = getattr(state, name)
+        folder = None if out is None else out / name
+        if self._ranks.world == 1:
+            return DiskTable(table, folder, self.device)
+        kept_by_server = name != "personal"
+        return SharedDiskTable(table, folder, self.device, self._ranks, same_everywhere=kept_by_server)
 
     def _clock(self) -> float:
         """Seconds: on a CPU of this thread's processor time, which other work here hardly changes."""

@@ -9,12 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mmfl_fast.federation.parameter_table import Signature, signature
 from mmfl_fast.federation.ranks import Ranks
+from mmfl_fast.federation.row_layout import Signature, pitch, signature
 
 Plain = TypeVar("Plain")
-# Fresh tensors of torch begin at such an address, and on that the rounding of a product can depend.
-_ALIGNMENT = 64
 
 
 def exchange_tensors(
@@ -87,7 +85,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Bytes of the buffer."""
-        return sum(len(p) * _pitch(shape, dtype) for s, p in self.groups for _, shape, dtype in s)
+        return sum(len(p) * pitch(shape, dtype) for s, p in self.groups for _, shape, dtype in s)
 
     def pack(self, rows: Sequence[Mapping[str, Tensor]], device: torch.device) -> Tensor:
         """Copy the rows of this layout into a buffer, uint8 ``[size]``."""
@@ -109,10 +107,10 @@ class Layout:
         begin = 0
         for parameters, positions in self.groups:
             for name, shape, dtype in parameters:
-                pitch = _pitch(shape, dtype)
-                end = begin + pitch * len(positions)
+                step = pitch(shape, dtype)
+                end = begin + step * len(positions)
                 whole = buffer[begin:end].view(dtype)
-                strides = (pitch // dtype.itemsize, *torch.empty(shape, device="meta").stride())
+                strides = (step // dtype.itemsize, *torch.empty(shape, device="meta").stride())
                 stacked = whole.as_strided((len(positions), *shape), strides)
                 yield name, positions, stacked.unbind()
                 begin = end
@@ -137,7 +135,3 @@ def _part(whole: Signature, number: int, parts: int) -> Signature:
 
 def _bounds(count: int, number: int, parts: int) -> tuple[int, int]:
     return count * number // parts, count * (number + 1) // parts
-
-
-def _pitch(shape: torch.Size, dtype: torch.dtype) -> int:
-    return -(-shape.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT

@@ -36,6 +36,14 @@ def test_clients_are_those_of_the_arrays(uneven):
     assert uneven.clients.tested.tolist() == list(range(9))
     assert uneven.clients.num_train.tolist() == [c.num_train for c in uneven.clients]
     assert list(uneven.clients.of_task(1)) == [5, 6, 7, 8]
+    assert uneven.clients.task_numbers.tolist() == [c.task_index for c in uneven.clients]
+
+
+def test_kinds_tell_task_and_modalities(uneven):
+    kinds, of_client = uneven.clients.kinds
+    assert [kinds[i] for i in of_client] == [(c.task_index, c.modalities) for c in uneven.clients]
+    assert kinds == list(dict.fromkeys((c.task_index, c.modalities) for c in uneven.clients))
+    assert kinds[of_client[6]].modalities == ("m1", "m2")
 
 
 def test_they_are_a_sequence(uneven):

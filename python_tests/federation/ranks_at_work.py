@@ -81,8 +81,10 @@ def told(work):
 def keep(folder, name, result):
     """Write a result, as this rank has it."""
     rank, state = os.environ.get("RANK", "0"), result.state
-    # As a table in memory, also where the rows lie in files.
-    state = replace(state, personal=ParameterTable({row: state.personal[row] for row in state.personal}))
+    # As tables in memory, also where the rows lie in files.
+    tables = {name: table for name, table in vars(state).items() if isinstance(table, ParameterTable)}
+    rows = {name: {row: table[row] for row in table} for name, table in tables.items()}
+    state = replace(state, **{name: ParameterTable(own) for name, own in rows.items()})
     tensors = {n: t.contiguous().clone() for n, t in state_tensors(state).items()}
     save_file({**tensors, "per_client": result.final["per_client"]}, folder / f"{name}-{rank}.safetensors")
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in result.history]
@@ -105,7 +107,7 @@ def other_paths(folder):
 
 def on_disk(folder):
     """In temporary files; of ``local`` nothing else is exchanged."""
-    for method in ("local", "per-fedavg"):
+    for method in ("local", "per-fedavg", "fedmsplit"):
         config = options(method, participation=0.9, evaluate_every=2, client_state="disk")
         keep(folder, f"{method}-on-disk", mf.run(federation(), method, rounds=2, config=config))
 

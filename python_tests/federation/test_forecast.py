@@ -7,7 +7,7 @@ import torch
 
 import mmfl_fast as mf
 from mmfl_fast import algorithms, data
-from mmfl_fast.federation import EngineConfig, forecast, machine_limits
+from mmfl_fast.federation import EngineConfig, State, forecast, machine_limits
 from mmfl_fast.federation.checkpoints import state_tensors
 from mmfl_fast.federation.config import split_options
 from mmfl_fast.federation.forecast import Needs, in_bytes
@@ -63,13 +63,91 @@ def test_the_state_of_many_clients_is_scaled_from_few(many, small, method):
     kind = algorithms.get(method)
     algorithm = kind(split_options(small(method), EngineConfig, kind.Config)[1])
     state = algorithm.setup(many, torch.Generator().manual_seed(0))
-    personal = sum(t.nbytes for t in state.personal.tensors().values())
-    rest = sum(t.nbytes for t in state_tensors(state).values()) - personal
+    # Of rows that share their tensors each will have its own.
+    tables = {n: v for n, v in vars(state).items() if isinstance(v, ParameterTable)}
+    bytes_of = {n: sum(t.nbytes for row in v for t in v[row].values()) for n, v in tables.items()}
+    personal = bytes_of.pop("personal")
+    kept_for = sum(bytes_of.pop(name) for name in algorithm.per_client)
+    others = state_tensors(dataclasses.replace(state, **dict.fromkeys(tables, ParameterTable({}))))
+    rest = sum(t.nbytes for t in others.values()) + sum(bytes_of.values())
     told = foretold(many, method, small(method))
     assert told.measured.clients < 250 < told.clients == 400
-    # Stacks begin their rows at cache lines, and the clients set up are rounded in each task.
+    # The clients set up are rounded in each task.
     assert told.measured.server == pytest.approx(rest, rel=0.05)
     assert told.clients * told.measured.personal == pytest.approx(personal, rel=0.02)
+    assert told.clients * told.measured.kept_for == pytest.approx(kept_for, rel=0.02)
+    assert told.measured.of_all_pairs == 0
+
+
+@pytest.mark.parametrize("method", ["fedmsplit", "mat-fl", "m3fed", "fedavg"])
+def test_a_server_keeps_little_of_a_population(small, method):
+    clients = 200_000
+    population = data.from_arrays(
+        {"x": np.zeros((2 * clients, 2), dtype=np.float32)},
+        np.arange(2 * clients) % 2,
+        np.repeat(np.arange(clients), 2),
+        name="many",
+    )
+    options = {"participation": 1000 / clients, "standardise": False, "evaluate_clients": 10}
+    told = foretold(population, method, small(method, **options))
+    on_disk = told.engine.model_copy(update={"client_state": "disk"})
+    # Numbers of groups and modalities, and the pairs of 1,000 clients.
+    assert told.needs(on_disk, told.sampled).server < 3 * (50 * clients + 16 * 1000**2)
+    pairs = 0 if method == "fedavg" else 8 if method == "fedmsplit" else 16
+    assert told.measured.of_a_pair == pairs
+    least = told.needs(on_disk, told.sampled).total
+    if method != "fedavg":
+        assert told.needs(told.engine, told.sampled).personal > 3 * 4000 * told.measured.kept_for > 0
+        assert with_free(told, memory=least).refusal().endswith("it fits with --set client_state=disk")
+    # Pictures of the pairs are for those that a report can show.
+    assert not told.measured.similarity
+
+
+def test_a_server_that_compares_all_clients_is_refused_and_told_why(many, small):
+    @dataclasses.dataclass(frozen=True)
+    class Pairs(State):
+        all: torch.Tensor
+
+    class Compares(algorithms.get("local")):
+        def setup(self, federation, generator):
+            start, count = super().setup(federation, generator), len(federation.clients)
+            return Pairs(start.shared, start.personal, torch.zeros(count, count, dtype=torch.float64))
+
+    told = forecast.forecast(many, Compares(), rounds=2)
+    assert told.measured.server == told.measured.of_all_pairs == 8 * 400**2
+    refusal = with_free(told, memory=told.measured.server).refusal()
+    assert "no setting of the engine helps" in refusal
+    assert "1.22 MiB of it for all pairs of clients" in refusal
+
+
+def test_processes_share_a_round_and_a_machine(many, small, monkeypatch):
+    options = small("per-fedavg", participation=0.5)
+    alone = foretold(many, "per-fedavg", options)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    told = foretold(many, "per-fedavg", options)
+    assert (alone.world, alone.here, told.world, told.here) == (1, 1, 4, 2)
+    m = told.measured
+    one, each = alone.needs(alone.engine, 200), told.needs(told.engine, 200)
+    # In memory every process has what all keep; models are of its own clients.
+    assert (each.personal, each.server, each.standardised) == (one.personal, one.server, one.standardised)
+    assert each.round == pytest.approx(50 * m.model + 200 * m.personal + 2 * 50 * m.up, abs=1)
+    on_disk = EngineConfig(client_state="disk")
+    assert told.needs(on_disk, 200).round == pytest.approx(50 * (m.model + m.personal + 2 * m.up), abs=1)
+    assert told.round_seconds == pytest.approx(50 * m.train_seconds / told.threads)
+    both = 2 * each.total + told.inputs
+    assert with_free(told, memory=both).refusal() is None
+    refusal = with_free(told, memory=both - 1).refusal()
+    assert refusal.startswith(f"memory: the run needs {in_bytes(both)} more in 2 processes")
+    # Files are shared inside a machine only.
+    assert "client_state" not in refusal
+    told = foretold(many, "per-fedavg", {**options, "client_state": "disk"})
+    assert "for processes of one machine" in with_free(told).refusal()
+    assert with_free(dataclasses.replace(told, here=4)).refusal() is None
+    mapped = dataclasses.replace(told, here=4, mapped=1000)
+    assert "standardised rows need 3.91 KiB" in with_free(mapped, scratch=3999).refusal()
 
 
 def test_nothing_large_is_set_up_to_find_out(many, small, monkeypatch):
@@ -80,11 +158,23 @@ def test_nothing_large_is_set_up_to_find_out(many, small, monkeypatch):
         return setup(self, federation, generator)
 
     monkeypatch.setattr(algorithms.get("m3fed"), "setup", watched)
-    monkeypatch.setattr(
-        ParameterTable, "_stacked", lambda _: pytest.fail("the rows of all clients were made")
-    )
+    monkeypatch.setattr(ParameterTable, "replace", lambda *_: pytest.fail("rows were made"))
     foretold(many, "m3fed", small("m3fed"))
     assert seen == [211] * 2
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_only_clients_that_have_taken_part_have_a_state_of_their_own(many, small, where):
+    options = small("local", participation=0.1, client_state=where)
+    few, more, all_ = (foretold(many, "local", options, rounds=rounds) for rounds in (2, 4, 100))
+    each = few.measured.personal
+    for told, replaced in ((few, 80), (more, 160), (all_, 400)):
+        # Three slots in a file, or three checkpoints.
+        extra = told.disk_needed - 3 * replaced * each
+        assert extra == pytest.approx(3 * (told.measured.server + (800 if where == "disk" else 0)), abs=10)
+        needed = told.needs(told.engine, told.sampled).personal
+        in_memory = 3 * replaced * each + 700 * replaced
+        assert needed == (400 * 7 if where == "disk" else pytest.approx(in_memory, abs=10))
 
 
 def test_steps_tell_what_keeps_them_from_native_code(toy_federation, small):

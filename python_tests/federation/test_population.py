@@ -12,16 +12,23 @@ import torch
 
 import mmfl_fast as mf
 from mmfl_fast import algorithms, data
+from mmfl_fast.data.federation import Clients
 from mmfl_fast.experiments.recorded_run import read_run
 from mmfl_fast.experiments.report import write_run_report
-from mmfl_fast.federation import disk_table, run_directory, simulation
+from mmfl_fast.federation import EngineConfig, ParameterTable, disk_table, run_directory, simulation
+from mmfl_fast.federation.config import split_options
 from mmfl_fast.federation.disk_table import DiskTable
 
-PERSONAL = ("local", "m3fed", "per-fedavg", "moon", "creamfl")
+PERSONAL = ("local", "m3fed", "per-fedavg", "moon", "creamfl", "fedmsplit", "fusion-fedmsplit", "mat-fl")
 
 
 def rows_of(state):
-    return {row: state.personal[row] for row in state.personal}
+    return {
+        (name, row): table[row]
+        for name, table in vars(state).items()
+        if isinstance(table, ParameterTable)
+        for row in table
+    }
 
 
 def assert_same(first, second):
@@ -48,11 +55,15 @@ def test_memory_and_disk_end_at_the_same_bits(toy_federation, small, method):
         )
         for where in ("memory", "disk")
     ]
-    assert isinstance(results[1].state.personal, DiskTable)
+    tables = algorithms.get(method)().tables_of_clients
+    assert all(isinstance(getattr(results[1].state, name), DiskTable) for name in tables)
     assert_same(*results)
 
 
-@pytest.mark.parametrize(("method", "deaths"), [("local", (0, 1, 5, 17)), ("per-fedavg", (11,))])
+@pytest.mark.parametrize(
+    ("method", "deaths"),
+    [("local", (0, 1, 5, 17)), ("per-fedavg", (11,)), ("fedmsplit", (11,)), ("m3fed", (11, 12))],
+)
 def test_a_kill_while_rows_are_written_loses_nothing(
     toy_federation, small, tmp_path, monkeypatch, method, deaths
 ):
@@ -65,7 +76,7 @@ def test_a_kill_while_rows_are_written_loses_nothing(
 
 
 def killed_after(writes, federation, method, folder, config, monkeypatch):
-    write, done = disk_table._Layout.write, []
+    write, done = disk_table._RowFile.write, []
 
     def dies(self, row, slot, parameters):
         if len(done) == writes:
@@ -76,7 +87,7 @@ def killed_after(writes, federation, method, folder, config, monkeypatch):
         write(self, row, slot, parameters)
 
     with monkeypatch.context() as patched:
-        patched.setattr(disk_table._Layout, "write", dies)
+        patched.setattr(disk_table._RowFile, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             mf.run(federation, method, rounds=7, out=folder, config=config)
 
@@ -145,7 +156,8 @@ def config_of(clients):
     return {**model, "participation": 20 / clients, "evaluate_clients": 20, "client_state": "disk"}
 
 
-def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads):
+@pytest.mark.parametrize("method", ["per-fedavg", "fedmsplit"])
+def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads, method):
     set_threads(1)
     counts = {}
     for clients in (2_000, 20_000):
@@ -169,11 +181,22 @@ def test_work_of_a_round_is_that_of_its_sample(monkeypatch, set_threads):
 
         with monkeypatch.context() as patched:
             patched.setattr(simulation._Run, "round", counted)
-            result = mf.run(population(clients), "per-fedavg", rounds=3, config=config_of(clients))
+            result = mf.run(population(clients), method, rounds=3, config=config_of(clients))
         assert [line["clients"] for line in result.history] == [20] * 3
         counts[clients] = calls[0]
     # What is drawn how often depends on the sample, but by little.
     assert counts[20_000] < 1.1 * counts[2_000]
+
+
+@pytest.mark.parametrize("method", ["per-fedavg", "fedavg", "local", "meta-har", "fedmeta", "mcarn"])
+def test_setting_up_makes_no_object_for_each_client(small, monkeypatch, method):
+    made, make = [], Clients._make
+    monkeypatch.setattr(Clients, "_make", lambda self, index: (made.append(index), make(self, index))[1])
+    kind = algorithms.get(method)
+    algorithm = kind(split_options(small(method), EngineConfig, kind.Config)[1])
+    state = algorithm.setup(population(300), torch.Generator().manual_seed(0))
+    assert made == []
+    assert len(state.personal) == (0 if method == "fedavg" else 300)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak of memory")
@@ -192,8 +215,7 @@ def test_memory_grows_by_little_per_client(tmp_path):
     grown = resident("VmHWM") - before
     own = sum(t.nbytes for t in result.state.personal[0].values())
     assert own > 7_000
-    # Setting up passes through one mapping per client.
-    assert grown < 3_000 * clients
+    assert grown < 1_000 * clients
     # A checkpoint is a few bytes per client, and the files of the others have holes.
     assert sum(f.stat().st_size for f in (tmp_path / "checkpoints").rglob("*")) < 3 * clients + 100_000
     assert sum(512 * f.stat().st_blocks for f in (tmp_path / "personal").iterdir()) < 60 * (own + 2 * 4096)

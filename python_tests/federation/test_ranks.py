@@ -39,6 +39,10 @@ def worked(tmp_path_factory):
     return folder
 
 
+# They compare what a round has changed, which has fewer digits than the models: 1e-6 there is 1e-4 here.
+OF_PAIRS = ("affinity", "consensus", "cka")
+
+
 def difference(one, other):
     """Largest ``||a - b|| / ||b||`` of the fields of two states, such as all models; a NaN is one in both."""
     one, other = load_file(one), load_file(other)
@@ -49,8 +53,12 @@ def difference(one, other):
         own = [t.double().flatten() for n, t in tensors.items() if n.partition("/")[0] == field]
         return torch.cat(own).nan_to_num(nan=-7.0)
 
-    pairs = [(whole(one, field), whole(other, field)) for field in fields]
-    return max(0.0 if torch.equal(a, b) else float((a - b).norm() / b.norm()) for a, b in pairs)
+    def far(field):
+        a, b = whole(one, field), whole(other, field)
+        distance = 0.0 if torch.equal(a, b) else float((a - b).norm() / b.norm())
+        return distance / 100 if field in OF_PAIRS else distance
+
+    return max(map(far, fields))
 
 
 def failures(folder):
@@ -85,7 +93,7 @@ def test_threads_and_stacks_inside_a_process(worked, path):
     assert difference(shared, alone) <= 1e-6
 
 
-@pytest.mark.parametrize("method", ["local", "per-fedavg"])
+@pytest.mark.parametrize("method", ["local", "per-fedavg", "fedmsplit"])
 def test_personal_state_on_disk_ends_where_it_does_in_memory(worked, method):
     alone = worked / "one_process" / f"{method}-0.safetensors"
     for rank in (0, 1):
