@@ -103,9 +103,11 @@ def as_real(value: Any, name: str, device: torch.device) -> Tensor:
     tensor = as_tensor(value, name)
     if tensor.is_complex():
         raise TypeError(f"{name} must be real numbers; got {describe(tensor)}")
-    if tensor.is_meta and device.type != "meta":
+    if tensor.device == device:
+        return tensor
+    if tensor.is_meta:
         raise ValueError(f"{name} must have values beside rows on {device}; got {describe(tensor)}")
-    return tensor if tensor.device == device else tensor.to(device)
+    return tensor.to(device)
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
