@@ -245,13 +245,17 @@ class _RowFile:
     ) -> None:
         place = self._place(row, slot)
         try:
-            for first in range(0, len(buffers), _MOST_BUFFERS):
-                part = buffers[first : first + _MOST_BUFFERS]
-                expected = sum(buffer.nbytes for buffer in part)
-                done = call(self._file, part, place)
-                if done != expected:
-                    raise OSError(errno.EIO, f"{done} of {expected} bytes at {place}")
-                place += expected
+            left = [buffer for buffer in buffers if buffer.nbytes]
+            while left:
+                # Less than was asked for if the disk is nearly full: the next call says so.
+                done = call(self._file, left[:_MOST_BUFFERS], place)
+                if not done:
+                    raise OSError(errno.EIO, f"no bytes at {place}")
+                place += done
+                while left and done >= left[0].nbytes:
+                    done -= left.pop(0).nbytes
+                if done:
+                    left[0] = left[0].cast("B")[done:]
         except OSError as error:
             where = "a temporary file" if self.path is None else str(self.path)
             raise OSError(error.errno, f"{error.strerror}: personal state of row {row}", where) from error

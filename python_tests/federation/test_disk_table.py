@@ -156,9 +156,24 @@ def test_a_full_disk_names_file_and_row(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(OSError, match=r"No space left on device: personal state of row 2: .*rows-0\.bin"):
         table.replace({2: drawn(2, 0)})
-    monkeypatch.setattr(os, "pwritev", lambda *_: 3)
-    with pytest.raises(OSError, match=r"3 of \d+ bytes at \d+: personal state of row 7: .*rows-1\.bin"):
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    with pytest.raises(OSError, match=r"no bytes at \d+: personal state of row 7: .*rows-1\.bin"):
         DiskTable(start(), tmp_path).replace({7: drawn(7, 0)})
+
+
+def test_a_disk_that_takes_less_than_is_given_is_asked_again(tmp_path, monkeypatch):
+    write, calls = os.pwritev, 0
+
+    def reluctant(file, buffers, place):
+        nonlocal calls
+        calls += 1
+        return write(file, [buffers[0][:3]] if calls % 2 else buffers, place)
+
+    monkeypatch.setattr(os, "pwritev", reluctant)
+    table = DiskTable(start(), tmp_path).replace({2: drawn(2, 0)})
+    assert calls > 1
+    for name, tensor in drawn(2, 0).items():
+        assert torch.equal(table[2][name], tensor)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice about files")
