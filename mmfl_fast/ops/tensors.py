@@ -117,7 +117,7 @@ def check_same_device(**tensors: Tensor | None) -> None:
         ValueError: names each argument with its device.
     """
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    first = next(iter(devices.values()))
-    if any(device != first for device in devices.values()):
+    found = list(devices.values())
+    if found.count(found[0]) != len(found):
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"tensors must be on one device; got {listed}")
