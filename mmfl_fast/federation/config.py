@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mmfl_fast.data.arguments import suggestion
 
@@ -47,6 +47,12 @@ class EngineConfig(BaseModel):
         description="of the matrix products in local training; bfloat16 is torch's autocast, parameters and "
         "optimiser stay float32",
     )
+
+    @field_validator("native_steps", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        # As YAML reads the word.
+        return "off" if value is False else value
 
 
 def option_names(model: type[BaseModel]) -> list[str]:

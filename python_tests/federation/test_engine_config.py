@@ -1,4 +1,6 @@
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from mmfl_fast.algorithms.m3fed import M3FedConfig
 from mmfl_fast.federation import EngineConfig
@@ -43,3 +45,9 @@ def test_values_that_do_not_fit_name_the_option(options, told):
 
 def test_engine_and_algorithms_share_no_name():
     assert not set(option_names(EngineConfig)) & set(option_names(M3FedConfig))
+
+
+def test_off_may_come_as_yaml_reads_it():
+    assert EngineConfig.model_validate(yaml.safe_load("native_steps: off")).native_steps == "off"
+    with pytest.raises(ValidationError, match="'auto' or 'off'"):
+        EngineConfig(native_steps=True)
