@@ -12,8 +12,8 @@ import torch
 def record_launches(work: Callable[[], None]) -> Callable[[], None]:
     """Record what ``work`` launches on the current device, without running it; returns what runs it.
 
-    It reads and writes the same memory every time, so what ``work`` takes and leaves has to stay alive. It must
-    have run before: libraries set themselves up at their first call, which cannot be recorded.
+    It reads and writes the same memory every time, so what ``work`` takes and leaves has to stay alive. It
+    must have run before: libraries set themselves up at their first call, which cannot be recorded.
 
     Raises:
         RuntimeError: ``work`` waits for the device or copies from memory that is not pinned.

@@ -24,7 +24,7 @@ from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_outcomes import Outcome, outcomes_of_all
 from mmfl_fast.federation.client_stack import ClientStacks
 from mmfl_fast.federation.client_workers import map_clients, one_torch_thread
-from mmfl_fast.federation.cohorts import cut_cohorts
+from mmfl_fast.federation.cohorts import ChunkSizes, cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.disk_table import DiskTable
 from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
@@ -221,6 +221,7 @@ class _Run:
             )
         modalities = dict.fromkeys(m for task in federation.tasks for m in task.modalities)
         self._alone = {m: modality_alone(self._federation, m) for m in modalities if engine.test_alone}
+        self._chunk_sizes = ChunkSizes(engine.chunk, engine.memory_gib)
         self._memory = ClientMemory() if self.device.type == "cpu" else None
         record = record_launches if engine.step_graphs == "auto" else None
         self._stacks = None if self.device.type == "cpu" else ClientStacks(record)
@@ -320,10 +321,10 @@ class _Run:
 
     def _train(self, clients: list[Client], starts: list[ClientState], number: int) -> list[Outcome]:
         """Return what training made of each client."""
-        chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
         phases = self._algorithm.client_phases()
         if self._engine.precision == "bfloat16":
             phases = in_bfloat16(phases, self.device)
+        chunks = cut_cohorts(clients, starts, phases, self._chunk_sizes)
         native = self._native
         if native is not None and chosen("client_step", self.device) == "native":
             native.prepare(clients, starts, phases, number)

@@ -37,7 +37,8 @@ class GpuStopwatch(Stopwatch):
     def seconds(self) -> float:
         """From its making to ``stop``; waits until the GPU has come there."""
         self._events[1].synchronize()
-        return self._events[0].elapsed_time(self._events[1]) / 1000
+        milliseconds: float = self._events[0].elapsed_time(self._events[1])
+        return milliseconds / 1000
 
 
 def started(device: torch.device) -> Stopwatch:

@@ -24,10 +24,16 @@ _setup_privateuseone_for_python_backend("pretend")
 DEVICE = torch.device("pretend:0")
 _CPU = torch.device("cpu")
 
-# "read": Python or the CPU waited for values; "sent": values went to the device from memory that is not pinned.
+# "read": Python or the CPU waited for values. "sent": values went to the device.
 events: Counter[str] = Counter()
 
-_READS = ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero", "aten::masked_select")
+_READS = (
+    "aten::_local_scalar_dense",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+)
 # These take indices on the CPU, too, and send them.
 _TAKE_INDICES = ("aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_")
 
@@ -191,7 +197,13 @@ class _Factories(TorchFunctionMode):
 
 
 def _empty_strided(
-    size: Any, stride: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+    size: Any,
+    stride: Any,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
 ) -> OnDevice:
     return OnDevice(torch.empty_strided(size, stride, dtype=dtype))
 
