@@ -293,13 +293,15 @@ class _Run:
 
         def predict(clients: Sequence[Client]) -> list[Tensor]:
             # Its own parts are those of the client as it trained, whatever its test rows are left with.
-            return map_clients(
+            classes = map_clients(
                 lambda c: predictions(
                     self._algorithm, self._algorithm.broadcast(state, everyone[c.index]), c
                 ),
                 clients,
                 self.device,
             )
+            # One transfer from a GPU, for all clients.
+            return list(torch.cat(classes).cpu().split([len(c) for c in classes])) if classes else []
 
         def predict_all(clients: Sequence[Client]) -> list[Tensor]:
             return predictions_of_all(self._ranks, predict, clients)
