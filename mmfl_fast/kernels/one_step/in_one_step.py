@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from mmfl_fast.kernels.backend import chosen
+from mmfl_fast.kernels.backend import native_on_cpu
 from mmfl_fast.kernels.direct_call import plain_tensors, records_gradient
 
 _Expression = TypeVar("_Expression", bound=Callable[..., Any])
@@ -31,7 +31,7 @@ def in_one_step(
         @wraps(expression)
         def call(*arguments: Any) -> Any:
             tensors = plain_tensors(arguments)
-            if not tensors or chosen(primitive, tensors[0].device) != "native":
+            if not tensors or not native_on_cpu(primitive):
                 return expression(*arguments)
             if records_gradient(tensors):
                 return (differentiable or expression)(*arguments)
