@@ -5,7 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench m3fed-tables mfcpl-weights mfcpl-tables 3fm-tables fedmvp-tables gpu-check dist clean
+.PHONY: demo test lint bench m3fed-tables mfcpl-weights mfcpl-tables 3fm-tables fedmvp-tables gpu-check gpu-build \
+  gpu-memcheck gpu-racecheck dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -94,18 +95,48 @@ CENTRAL   := 3fm,inner_steps=0,query=own,support_every=null,learning_rate=0.01,b
 	$(BIN)/mmfl-fast compare $(CENTRAL) --preset $(GRID) --set data.clients=1 --set rounds=1 \
 	  --over $(SCENARIOS) --seeds $(SEEDS) --out runs/3fm-tables-centralised --resume
 
-# With the machine's own Python and torch. PYTHONSAFEPATH keeps this folder from hiding what is installed.
-GPU_JSON ?= gpu.json
+# On a machine with a GPU, with its own Python and torch, and without a network. Every stage leaves what it found
+# in GPU_OUT as soon as it has it, has its own limit in seconds, and runs alone, too (make gpu-bench-gram); one
+# that fails keeps no other from running. The most telling come first.
+GPU_OUT    ?= gpu
+GPU_STAGES ?= gpu-test-native gpu-bench-gram gpu-bench-prototype_loss gpu-memcheck gpu-test-triton \
+  gpu-bench-cross_gram_sq gpu-bench-mix gpu-racecheck
+# Processes of the tests: compiling for Triton takes most of their time, and one that crashes is replaced.
+GPU_JOBS   ?= $(shell n=$$(nproc); echo $$((n < 12 ? n : 12)))
+# For this chip alone, which takes a third of the time of all: 90a-real where the GPU says 9.0.
+GPU_ARCH   ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | \
+  sed -e 's/\.//' -e '/^\(9\|1[0-9]\)/s/$$/a/' -e 's/$$/-real/')
+
+GPU_TESTS := -m pytest -m gpu --require-gpu -v -p no:cacheprovider --numprocesses $(GPU_JOBS)
 SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes all
 
-gpu-check: export PYTHONSAFEPATH = 1
-gpu-check: export COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+gpu-check gpu-%: export PYTHONSAFEPATH := 1
+gpu-check gpu-%: export PYTHONUNBUFFERED := 1
+gpu-check gpu-%: export PATH := $(PATH):/usr/local/cuda/bin
+gpu-check gpu-%: export COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+gpu-%: .SHELLFLAGS := -o pipefail -c
+gpu-%: SHELL := bash
+
 gpu-check:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
-	$(PYTHON) -m pytest -m gpu --require-gpu python_tests/kernels
-	$(SANITIZER) --tool memcheck $(PYTHON) benches/sanitizer_cases.py
-	$(SANITIZER) --tool racecheck $(PYTHON) benches/sanitizer_cases.py
-	$(PYTHON) -m mmfl_fast.benches --device cuda --seconds 1 --json $(GPU_JSON)
+	$(MAKE) --keep-going --jobs 1 $(GPU_STAGES)
+
+# PYTHONSAFEPATH keeps this folder from hiding what is installed here.
+gpu-build:
+	mkdir -p $(GPU_OUT)
+	CUDAARCHS=$(GPU_ARCH) timeout 300 $(PYTHON) -m pip install --verbose --no-build-isolation --no-deps . >$(GPU_OUT)/build.log 2>&1 \
+	  || { tail -n 40 $(GPU_OUT)/build.log; exit 1; }
+
+# Other versions than the pinned ones warn of other things, which are no errors here. An interrupt, and not an end,
+# because pytest still tells what has failed by then.
+gpu-test-%: gpu-build
+	timeout --signal INT --kill-after 20 240 $(PYTHON) $(GPU_TESTS) -W default -k $* python_tests/kernels 2>&1 | tee $(GPU_OUT)/test-$*.log
+
+gpu-bench-%: gpu-build
+	timeout 200 $(PYTHON) -m mmfl_fast.benches --device cuda --only $* --seconds 1 --json $(GPU_OUT)/bench-$*.json 2>&1 | tee $(GPU_OUT)/bench-$*.log
+
+# Each tensor is an allocation of its own: the end of one inside a larger block is no end to the sanitizer.
+gpu-memcheck gpu-racecheck: gpu-%: gpu-build
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 200 $(SANITIZER) --tool $* $(PYTHON) benches/sanitizer_cases.py 2>&1 | tee $(GPU_OUT)/$*.log
 
 dist: $(VENV)/.installed
 	rm -rf dist && $(BIN)/python -m build

@@ -23,7 +23,8 @@ def bench_ops(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too, after every case.")
     ] = None,
     only: Annotated[
-        str, typer.Option(metavar="TEXT", help="Take the cases with this in their name, as `K=64`.")
+        str,
+        typer.Option(metavar="TEXT", help="Take the cases of a primitive, as `mix`, or named so, as `K=64`."),
     ] = "",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch and of the kernels. Default: torch's.")

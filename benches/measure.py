@@ -65,7 +65,7 @@ def measure(case: Case, backend: str, device: str, seconds: float, rates: Rates 
         line |= {"error": error, "tolerance": case.tolerance}
         if error <= case.tolerance:
             line |= _measured(case, sets, backend, device, seconds, rates)
-    except RuntimeError as problem:
+    except Exception as problem:
         # One case that does not fit, or a kernel that cannot run, must not cost the others' numbers.
         line["failed"] = _first_line(problem)
     return line
@@ -126,7 +126,7 @@ def _warm_up(contenders: dict[str, Contender]) -> dict[str, str]:
             with use_backend(contender.backend):
                 for call in contender.calls:
                     call()
-        except RuntimeError as problem:
+        except Exception as problem:
             if name == "ours":
                 raise
             not_measured[name] = _first_line(problem)

@@ -34,7 +34,7 @@ def run(device: str, only: str, seconds: float, json_file: Path | None) -> bool:
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        only: text that a case has in its name; empty for all cases.
+        only: a primitive, or text that a case has in its name; empty for all cases.
         seconds: to spend on the timing of each case.
         json_file: where to write the numbers, after every case; None for nowhere.
 
@@ -67,18 +67,19 @@ def run(device: str, only: str, seconds: float, json_file: Path | None) -> bool:
         for case, backend in pairs:
             progress.update(task, description=f"{case.name}, {backend}", refresh=True)
             lines.append(measure(case, backend, device, seconds, rates))
+            write({"machine": told, "skipped": skipped, "cases": lines})
             # Inputs of gigabytes wait in cycles of closures for a collection.
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
-            write({"machine": told, "skipped": skipped, "cases": lines})
             progress.advance(task)
     print_table(lines, skipped, told)
     return all("ours" in line for line in lines)
 
 
 def _selected(every: Sequence[Case], only: str) -> list[Case]:
-    chosen = [case for case in every if only.lower() in case.name.lower()]
+    chosen = [case for case in every if only == case.primitive]
+    chosen = chosen or [case for case in every if only.lower() in case.name.lower()]
     if not chosen:
         names = "\n".join(f"  {case.name}" for case in every)
         raise ValueError(f"--only {only!r} is in the name of no case; the cases are\n{names}")

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from mmfl_fast import algorithms, data
-from mmfl_fast.data import Federation
-from mmfl_fast.federation.config import option_names
+# The engine is imported where a fixture needs it: the kernels are tested without the libraries it stands on.
+if TYPE_CHECKING:
+    from mmfl_fast.data import Federation
 
 # Without it torch refuses products on a GPU while it is asked to be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -35,6 +35,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.config.getoption("--require-gpu"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End a process of xdist whose GPU an error has spoilt for good: another takes its place."""
+    if report.when == "teardown" and "PYTEST_XDIST_WORKER" in os.environ and _gpu_is_spoilt():
+        os._exit(1)
+
+
+def _gpu_is_spoilt() -> bool:
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +97,8 @@ _SMALL_MODEL = {
 @pytest.fixture
 def small() -> Callable[..., dict[str, Any]]:
     """``small("pcgrad", momentum=0.0)``: options of a small model for a method, and further ones."""
+    from mmfl_fast import algorithms
+    from mmfl_fast.federation.config import option_names
 
     def options(method: str, **further: Any) -> dict[str, Any]:
         known = option_names(algorithms.get(method).Config)
@@ -99,6 +118,8 @@ def _learnable(
     name: str,
 ) -> Federation:
     """Gaussian classes around random centres, dealt to clients of the given sizes."""
+    from mmfl_fast import data
+
     generator = np.random.default_rng(seed)
     total = sum(sizes)
     labels = np.arange(total) % classes
@@ -120,6 +141,8 @@ def toy_federation() -> Federation:
 @pytest.fixture
 def mixed_federation() -> Federation:
     """Two tasks of one modality each, with other widths and numbers of classes, eight clients."""
+    from mmfl_fast import data
+
     images = _learnable(("image",), ((4, 4),), 4, (40, 30, 60, 25), 1, "images")
     sounds = _learnable(("audio",), ((10,),), 3, (35, 50, 20, 45), 2, "sounds")
     return data.merge([images, sounds])
@@ -128,6 +151,8 @@ def mixed_federation() -> Federation:
 @pytest.fixture
 def federation_with_an_empty_client() -> Federation:
     """Three clients, the second of which has test rows only."""
+    from mmfl_fast import data
+
     owners = np.repeat([0, 1, 2], 20)
     split = np.where((owners == 1) | (np.arange(60) % 5 == 0), "test", "train")
     values = np.random.default_rng(0).normal(size=(60, 4))

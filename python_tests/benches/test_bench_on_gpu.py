@@ -39,6 +39,7 @@ def played_gpu(monkeypatch, small):
         "max_memory_allocated": lambda: 1_000_000_000,
         "reset_peak_memory_stats": lambda: None,
         "synchronize": lambda: None,
+        "_sleep": lambda _: None,
         "empty_cache": lambda: None,
         "current_device": lambda: 0,
         "get_device_name": lambda: "a played GPU",

@@ -83,6 +83,8 @@ def gpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(status.reason)
     with use_backend(request.param):
         yield request.param
+    # An error of a kernel is told where the host waits for it: in this test, not in the next.
+    torch.cuda.synchronize()
 
 
 @pytest.fixture

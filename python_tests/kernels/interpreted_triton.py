@@ -267,6 +267,16 @@ def test_prototype_loss_of_large_logits_and_one_certain_class() -> None:
     assert (gradient[0, 0] == 0).all()
 
 
+def test_prototype_loss_of_large_logits_that_are_equal() -> None:
+    features, prototypes = torch.tensor([[[1e4, 0.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
+    others = (torch.tensor([[0]]), prototypes, None, 1.0, False, False)
+    loss, log_sum = prototype_loss_triton.prototype_loss(features, *others)
+    gradient, _ = prototype_loss_triton.prototype_loss_backward(
+        torch.ones(1, 1), loss, log_sum, features, *others
+    )
+    torch.testing.assert_close(gradient, torch.tensor([[[0.0, 0.5]]]))
+
+
 def test_prototype_loss_of_wrong_labels_is_nan_without_a_gradient() -> None:
     features, prototypes = torch.randn(1, 4, 3), torch.randn(1, 5, 3)
     others = (torch.tensor([[5, 0, -1, -100]]), prototypes, None, 1.0, True, False)

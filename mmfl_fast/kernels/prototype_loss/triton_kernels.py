@@ -165,9 +165,10 @@ def forward_kernel(
 
 
 @triton.jit
-def _weights(cosines, column, taken, label, active, upstream, loss, top, sharpness):
-    """``g (p_c - [c = label]) / temperature``; ``top`` is the logarithm of the sum of exponentials."""
-    others = tl.exp(cosines * sharpness - top[:, None])
+def _weights(cosines, column, taken, label, active, upstream, loss, label_cosine, sharpness):
+    """``g (p_c - [c = label]) / temperature``."""
+    # Large logits are subtracted from one another before the loss, which would be lost in one of them.
+    others = tl.exp((cosines - label_cosine[:, None]) * sharpness - loss[:, None])
     own = tl.exp(-loss) - 1
     is_label = column[None, :] == label[:, None]
     weights = upstream[:, None] * tl.where(is_label, own[:, None], others) * sharpness
@@ -179,11 +180,11 @@ def _rows_state(
     features, labels, prototypes, class_mask, upstream, loss, client, row,
     feature_batch, feature_row, feature_step, label_batch, label_step,
     prototype_group, prototype_row, prototype_step, upstream_batch, upstream_step,
-    rows, dims, classes, clients_each, masks_each, sharpness,
+    rows, dims, classes, clients_each, masks_each,
     COMPUTE: tl.constexpr, NORMALISE: tl.constexpr, MASKED: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """What the gradient needs of some rows: where they are, label, activity, upstream, loss and ``top``."""
+    """What the gradient needs of some rows: where they are, label, activity, upstream, loss, label cosine."""
     label, active, _ = _label_rows(
         labels, label_batch, label_step, class_mask, masks_each, client, row, rows, classes, MASKED
     )
@@ -195,7 +196,7 @@ def _rows_state(
     own = _label_cosine(
         left, feature_step, right, prototype_step, active, dims, COMPUTE, NORMALISE, ROWS, DEPTH
     )
-    return left, label, active, g.to(COMPUTE), value, value + own * sharpness
+    return left, label, active, g.to(COMPUTE), value, own
 
 
 @triton.jit
@@ -214,11 +215,11 @@ def _feature_gradient(
     strip = (program % strips).to(tl.int64) * DIMS + tl.arange(0, DIMS)
     client = (program // strips // blocks).to(tl.int64)
     row = (program // strips % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    left, label, active, g, value, top = _rows_state(
+    left, label, active, g, value, own = _rows_state(
         features, labels, prototypes, class_mask, upstream, loss, client, row,
         feature_batch, feature_row, feature_step, label_batch, label_step,
         prototype_group, prototype_row, prototype_step, upstream_batch, upstream_step,
-        rows, dims, classes, clients_each, masks_each, sharpness,
+        rows, dims, classes, clients_each, masks_each,
         COMPUTE, NORMALISE, MASKED, ROWS, DEPTH,
     )  # fmt: skip
     group = prototypes + client // clients_each * prototype_group
@@ -233,7 +234,7 @@ def _feature_gradient(
             left, feature_step, active, right, prototype_step, taken, dims,
             COMPUTE, FACTOR, PRECISION, NORMALISE, ROWS, CLASSES, DEPTH,
         )  # fmt: skip
-        w = _weights(cosines, column, taken, label, active, g, value, top, sharpness)
+        w = _weights(cosines, column, taken, label, active, g, value, own, sharpness)
         radial += tl.sum(w * cosines, axis=1)
         p = tl.load(
             right[:, None] + strip[None, :] * prototype_step,
@@ -278,11 +279,11 @@ def _prototype_gradient(
     for item in range(split * items // splits, (split + 1) * items // splits):
         client = group * clients_each + item // blocks
         row = item % blocks * ROWS + tl.arange(0, ROWS)
-        left, label, active, g, value, top = _rows_state(
+        left, label, active, g, value, own = _rows_state(
             features, labels, prototypes, class_mask, upstream, loss, client, row,
             feature_batch, feature_row, feature_step, label_batch, label_step,
             prototype_group, prototype_row, prototype_step, upstream_batch, upstream_step,
-            rows, dims, classes, clients_each, masks_each, sharpness,
+            rows, dims, classes, clients_each, masks_each,
             COMPUTE, NORMALISE, MASKED, ROWS, DEPTH,
         )  # fmt: skip
         taken = _taken(class_mask, masks_each, client, column, classes, MASKED)
@@ -290,7 +291,7 @@ def _prototype_gradient(
             left, feature_step, active, right, prototype_step, taken, dims,
             COMPUTE, FACTOR, PRECISION, NORMALISE, ROWS, CLASSES, DEPTH,
         )  # fmt: skip
-        w = _weights(cosines, column, taken, label, active, g, value, top, sharpness)
+        w = _weights(cosines, column, taken, label, active, g, value, own, sharpness)
         radial += tl.sum(w * cosines, axis=0)
         f = tl.load(
             left[:, None] + strip[None, :] * feature_step,
