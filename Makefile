@@ -132,11 +132,13 @@ gpu-test-%: gpu-build
 	timeout --signal INT --kill-after 20 240 $(PYTHON) $(GPU_TESTS) -W default -k $* python_tests/kernels 2>&1 | tee $(GPU_OUT)/test-$*.log
 
 gpu-bench-%: gpu-build
-	timeout 200 $(PYTHON) -m mmfl_fast.benches --device cuda --only $* --seconds 1 --json $(GPU_OUT)/bench-$*.json 2>&1 | tee $(GPU_OUT)/bench-$*.log
+	timeout 240 $(PYTHON) -m mmfl_fast.benches --device cuda --only $* --seconds 1 --json $(GPU_OUT)/bench-$*.json 2>&1 | tee $(GPU_OUT)/bench-$*.log
 
-# Each tensor is an allocation of its own: the end of one inside a larger block is no end to the sanitizer.
+# Each tensor an allocation of its own: the end of one inside of a larger block is no end to the sanitizer.
+gpu-memcheck: export PYTORCH_NO_CUDA_MEMORY_CACHING = 1
+
 gpu-memcheck gpu-racecheck: gpu-%: gpu-build
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 200 $(SANITIZER) --tool $* $(PYTHON) benches/sanitizer_cases.py 2>&1 | tee $(GPU_OUT)/$*.log
+	timeout 200 $(SANITIZER) --tool $* $(PYTHON) benches/sanitizer_cases.py 2>&1 | tee $(GPU_OUT)/$*.log
 
 dist: $(VENV)/.installed
 	rm -rf dist && $(BIN)/python -m build

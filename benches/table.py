@@ -13,6 +13,8 @@ from rich.text import Text
 from .registry import BANDWIDTH, FLOOR, TIME, Target
 
 _PIPE_WIDTH = 170
+# Of what is told of a failure; the JSON file has all of it.
+_FAILURE_WIDTH = 60
 _QUANTILES = ("p20", "p50", "p80")
 
 
@@ -47,7 +49,7 @@ def _table(lines: Sequence[dict[str, Any]], facts: dict[str, Any]) -> Table:
     for line in lines:
         head = [line["case"], line["backend"], f"{line['error']:.1e}" if "error" in line else ""]
         if "ours" not in line:
-            told = line.get("failed", "WRONG RESULT, not timed")
+            told = line.get("failed", "WRONG RESULT, not timed")[:_FAILURE_WIDTH]
             table.add_row(*map(Text, [*head, "", "", "", told]), end_section=True)
             continue
         head += [f"{line['ours'][quantile]:.3g}" for quantile in _QUANTILES]
@@ -67,7 +69,7 @@ def _comparisons(line: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         outcome = targets.get(name)
         yield (name, _measured(name, quantities.get(name)), *_judged(outcome))
     for name, reason in line.get("not_measured", {}).items():
-        yield (name, "did not run", reason, "")
+        yield (name, "did not run", reason[:_FAILURE_WIDTH], "")
 
 
 def _measured(name: str, value: float | None) -> str:

@@ -23,8 +23,8 @@ _HEAD_START = 2_000_000
 class Timing:
     """Quantiles of the time in milliseconds: wall time on a CPU, time between two events on a GPU.
 
-    There a call that is timed by itself is launched while the GPU still waits, so that what the host takes for
-    it does not count; it does where a turn has several calls.
+    There a call that is timed by itself is launched while the GPU still waits, so that what the host takes
+    for it does not count; it does where a turn has several calls.
     """
 
     p20: float
@@ -82,7 +82,7 @@ def _wall_milliseconds(call: Call, repeats: int) -> float:
 def _event_milliseconds(call: Call, repeats: int) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     if repeats == 1:
-        torch.cuda._sleep(_HEAD_START)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(_HEAD_START)
     start.record()
     for _ in range(repeats):
         call()

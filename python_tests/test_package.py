@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,21 @@ def test_importing_loads_neither_triton_nor_transformers_and_touches_no_gpu():
 def test_the_ops_do_without_the_engine():
     code = "import sys, mmfl_fast; mmfl_fast.ops; assert not {'pydantic', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_kernels_are_tested_and_timed_without_the_libraries_of_the_engine():
+    tests = Path(__file__).parent
+    needed = [
+        *tests.glob("conftest.py"),
+        *tests.glob("kernels/conftest.py"),
+        *tests.glob("kernels/test_gpu_*"),
+    ]
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('pydantic', 'pooch', 'sklearn'))); "
+        f"import mmfl_fast.benches.ops; [runpy.run_path(path) for path in {list(map(str, needed))}]"
+    )
+    assert len(needed) == 5
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_an_unknown_name_is_told():

@@ -27,6 +27,12 @@ def test_names_are_unique():
         assert len({case.name for case in cases}) == len(cases)
 
 
+@pytest.mark.parametrize("primitive", ["gram", "mix", "cross_gram_sq", "prototype_loss"])
+def test_the_cases_of_a_primitive_can_be_chosen(primitive):
+    chosen = ops._selected(GPU, primitive)
+    assert chosen == [case for case in GPU if case.primitive == primitive]
+
+
 @pytest.mark.parametrize("case", DISTINCT, ids=by_name)
 def test_every_case_is_right_at_a_small_size(case, small):
     assert error_of(small(case, memory=False).calls("cpu")) <= case.tolerance

@@ -79,17 +79,27 @@ def fails():
     raise RuntimeError("does not fit\nmore")
 
 
+def is_broken():
+    raise AssertionError
+
+
 def test_a_baseline_that_cannot_run_costs_its_own_line_only():
-    case = toy(double, {"add": add, "large": fails}, (at_most(1, "large"),))
+    case = toy(double, {"add": add, "large": fails, "broken": is_broken}, (at_most(1, "large"),))
     line = measuring.measure(case, "native", "cpu", seconds=0, rates=None)
-    assert line["not_measured"] == {"large": "RuntimeError: does not fit"}
+    assert line["not_measured"] == {
+        "large": "RuntimeError: does not fit",
+        "broken": "AssertionError: no message",
+    }
     assert set(line["baselines"]) == {"add", "reference"}
     assert line["targets"][0]["met"] is None
 
 
-def test_a_case_that_cannot_run_says_so():
-    line = measuring.measure(toy(fails), "native", "cpu", seconds=0, rates=None)
-    assert line["failed"] == "RuntimeError: does not fit"
+@pytest.mark.parametrize(
+    ("ours", "told"), [(fails, "RuntimeError: does not fit"), (is_broken, "AssertionError: no message")]
+)
+def test_a_case_that_cannot_run_says_so(ours, told):
+    line = measuring.measure(toy(ours), "native", "cpu", seconds=0, rates=None)
+    assert line["failed"] == told
     assert "ours" not in line
 
 

@@ -267,6 +267,16 @@ def test_prototype_loss_of_large_logits_and_one_certain_class() -> None:
     assert (gradient[0, 0] == 0).all()
 
 
+def test_prototype_loss_of_a_probability_next_to_one() -> None:
+    features, labels = torch.eye(2)[None], torch.tensor([[0, 1]])
+    loss, log_sum = prototype_loss_triton.prototype_loss(
+        features, labels, features, None, 1 / 12, True, False
+    )
+    exact = torch.tensor(-12.0, dtype=torch.float64).exp().log1p().float().expand(1, 2)
+    torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(log_sum, exact, rtol=1e-6, atol=0)
+
+
 def test_prototype_loss_of_large_logits_that_are_equal() -> None:
     features, prototypes = torch.tensor([[[1e4, 0.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
     others = (torch.tensor([[0]]), prototypes, None, 1.0, False, False)

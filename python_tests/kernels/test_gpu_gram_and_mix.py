@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmfl_fast.kernels.backend import use_backend
 from mmfl_fast.kernels.gram import gram
 from mmfl_fast.kernels.mix import mix
 
@@ -201,12 +202,13 @@ def test_gradients(mean_origin: bool) -> None:
     assert torch.autograd.gradgradcheck(outputs, (x, y))
 
 
-def test_gradient_is_that_of_the_cpu() -> None:
+def test_gradient_is_that_of_the_cpu(gpu_kernels: str) -> None:
     x, upstream = torch.randn(9, 2001), torch.randn(9, 9, dtype=torch.float64)
     gradients = []
-    for device in ("cpu", "cuda"):
+    for device, backend in (("cpu", "native"), ("cuda", gpu_kernels)):
         leaf = x.to(device).requires_grad_()
-        (gram([leaf], 1, True, [], True, True)[0] * upstream.to(device)).sum().backward()
+        with use_backend(backend):
+            (gram([leaf], 1, True, [], True, True)[0] * upstream.to(device)).sum().backward()
         assert leaf.grad is not None
         gradients.append(leaf.grad.cpu())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
@@ -226,7 +228,10 @@ def test_transforms(transform: str) -> None:
         "vmap": torch.func.vmap(torch.func.grad(scalar)),
         "compile": lambda x: torch.compile(scalar, fullgraph=True, backend="aot_eager")(x[0]),
     }
-    torch.testing.assert_close(calls[transform](x.cuda()).cpu(), calls[transform](x), rtol=1e-9, atol=1e-9)
+    ours = calls[transform](x.cuda()).cpu()
+    with use_backend("native"):
+        expected = calls[transform](x)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_opcheck() -> None:

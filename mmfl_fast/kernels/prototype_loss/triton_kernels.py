@@ -98,6 +98,14 @@ def _label_cosine(
 
 
 @triton.jit
+def _log_of_one_and(x):
+    """``log(1 + x)`` of what is not negative, to the relative precision of x."""
+    more = 1 + x
+    # The logarithm is of what was rounded: its quotient is that of the number it belongs to.
+    return tl.where(more == 1, x, tl.log(more) * (x / (more - 1)))
+
+
+@triton.jit
 def forward_kernel(
     features, labels, prototypes, class_mask, loss, log_sum,
     feature_batch, feature_row, feature_step, label_batch, label_step,
@@ -151,17 +159,24 @@ def forward_kernel(
             COMPUTE, FACTOR, PRECISION, NORMALISE, ROWS, CLASSES, DEPTH,
         )  # fmt: skip
         z = tl.where(taken[None, :], z * sharpness, float("-inf"))
+        is_label = column[None, :] == label[:, None]
+        picked += tl.sum(tl.where(is_label, z, 0), axis=1)
+        z = tl.where(is_label, float("-inf"), z)
         new = tl.maximum(largest, tl.max(z, axis=1))
-        # As long as no class took part there is nothing to subtract.
+        # As long as no other class took part there is nothing to subtract.
         offset = tl.where(new == float("-inf"), 0, new)
         total = total * tl.exp(largest - offset) + tl.sum(tl.exp(z - offset[:, None]), axis=1)
         largest = new
-        picked += tl.sum(tl.where(column[None, :] == label[:, None], z, 0), axis=1)
     place = client * rows + row
-    value = tl.where(counts, tl.log(total) + (largest - picked), 0)
-    value = tl.where(wrong, float("nan"), value)
+    # The exponential of the largest logit is 1, and the others may be too small to be added to it.
+    gap = largest - picked
+    smaller = tl.exp(-tl.abs(gap))
+    log_total = _log_of_one_and(tl.where(gap > 0, total - 1 + smaller, total * smaller))
+    value = log_total + tl.maximum(gap, 0)
+    value = tl.where(picked - picked == 0, value, float("nan"))
+    value = tl.where(wrong, float("nan"), tl.where(counts, value, 0))
     tl.store(loss + place, value, mask=row < rows)
-    tl.store(log_sum + place, tl.where(counts, tl.log(total), 0), mask=row < rows)
+    tl.store(log_sum + place, tl.where(counts, log_total, 0), mask=row < rows)
 
 
 @triton.jit
