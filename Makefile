@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: demo test lint bench m3fed-tables mfcpl-weights mfcpl-tables 3fm-tables fedmvp-tables gpu-check gpu-build \
-  gpu-memcheck gpu-racecheck dist clean
+  gpu-test-rounds gpu-bench-rounds gpu-memcheck gpu-racecheck dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -100,7 +100,7 @@ CENTRAL   := 3fm,inner_steps=0,query=own,support_every=null,learning_rate=0.01,b
 # that fails keeps no other from running. The most telling come first.
 GPU_OUT    ?= gpu
 GPU_STAGES ?= gpu-test-native gpu-bench-gram gpu-bench-prototype_loss gpu-memcheck gpu-test-triton \
-  gpu-bench-cross_gram_sq gpu-bench-mix gpu-racecheck
+  gpu-bench-cross_gram_sq gpu-bench-mix gpu-test-rounds gpu-bench-rounds gpu-racecheck
 # Processes of the tests: compiling for Triton takes most of their time, and one that crashes is replaced.
 GPU_JOBS   ?= $(shell n=$$(nproc); echo $$((n < 12 ? n : 12)))
 # For this chip alone, which takes a third of the time of all: 90a-real where the GPU says 9.0.
@@ -130,6 +130,14 @@ gpu-build:
 # because pytest still tells what has failed by then.
 gpu-test-%: gpu-build
 	timeout --signal INT --kill-after 20 240 $(PYTHON) $(GPU_TESTS) -W default -k $* python_tests/kernels 2>&1 | tee $(GPU_OUT)/test-$*.log
+
+# The engine, which needs pydantic: whole rounds.
+gpu-test-rounds: gpu-build
+	timeout --signal INT --kill-after 20 120 $(PYTHON) $(GPU_TESTS) -W default python_tests/federation/test_gpu_rounds.py 2>&1 \
+	  | tee $(GPU_OUT)/test-rounds.log
+
+gpu-bench-rounds: gpu-build
+	timeout 120 $(PYTHON) -m mmfl_fast bench rounds --device cuda --json $(GPU_OUT)/bench-rounds.json 2>&1 | tee $(GPU_OUT)/bench-rounds.log
 
 gpu-bench-%: gpu-build
 	timeout 240 $(PYTHON) -m mmfl_fast.benches --device cuda --only $* --seconds 1 --json $(GPU_OUT)/bench-$*.json 2>&1 | tee $(GPU_OUT)/bench-$*.log
