@@ -55,8 +55,9 @@ class ClientStack:
         self._params = {n: t.new_empty((capacity, *t.shape)) for n, t in like.items()}
         self._starts = {n: torch.empty_like(t) for n, t in self._params.items()}
         self._losses = torch.empty(capacity, device=task.labels.device)
-        self._slots: dict[str, Slots] = {}
-        self._begun: set[str] = set()
+        # By name of the phase and what moves in it.
+        self._slots: dict[Hashable, Slots] = {}
+        self._begun: set[Hashable] = set()
         self._rows: dict[int, Tensor] = {}
         self._noise: dict[Hashable, Tensor] = {}
         self._noise_round = -1
@@ -105,6 +106,9 @@ class ClientStack:
             phase: the pass.
             rows: int64 ``[k, B]``, row numbers of the batches of the leading clients; -1 is padding.
             round_index: number of the round.
+
+        Raises:
+            RuntimeError: the step cannot be recorded.
         """
         count, width = rows.shape
         room = self._rows.get(width)
@@ -118,7 +122,8 @@ class ClientStack:
         def take() -> None:
             self._take(phase, room[:count], slots, round_index)
 
-        key = (phase.loss, phase.trainable, phase.fixed, phase.optimiser, phase.largest_norm, count, width)
+        what = (phase.name, phase.loss, phase.trainable, phase.fixed, phase.optimiser, phase.largest_norm)
+        key = (*what, count, width)
         if self._record is None or not _is_hashable(key):
             take()
             return
@@ -133,25 +138,32 @@ class ClientStack:
             take()
             self._taken[key] = (round_index, self._round_seen)
             return
-        again = self._record(take)
+        try:
+            again = self._record(take)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"phase {phase.name!r}: its step cannot be recorded ({error}); send nothing to the device in "
+                "its loss and look at no values there, or set step_graphs=off"
+            ) from error
         self._recorded[key] = _Recorded(again, round_index if round_seen else None)
         again()
 
     def _slots_of(self, phase: Phase) -> Slots:
         """Memory of a phase's optimiser, fresh the first time that a phase of this name runs."""
-        if phase.name not in self._begun:
-            self._begun.add(phase.name)
-            moving = [self._params[n] for n in phase.moving(self._params)]
-            fresh = phase.optimiser.slots(moving)
-            kept = self._slots.get(phase.name)
-            if kept is None or [[t.shape for t in slot] for slot in kept] != [
-                [t.shape for t in slot] for slot in fresh
-            ]:
-                self._slots[phase.name] = fresh
-            else:
+        names = phase.moving(self._params)
+        key = (phase.name, *names)
+        if key not in self._begun:
+            self._begun.add(key)
+            fresh = phase.optimiser.slots([self._params[n] for n in names])
+            kept = self._slots.get(key)
+            if kept is not None and _shapes(kept) == _shapes(fresh):
                 for slot, new in zip(kept, fresh, strict=True):
                     torch._foreach_copy_(slot, new)
-        return self._slots[phase.name]
+            else:
+                # Recordings write to what was there before.
+                self._recorded.clear()
+                self._slots[key] = fresh
+        return self._slots[key]
 
     def _take(self, phase: Phase, rows: Tensor, slots: Slots, round_index: int) -> None:
         count = len(rows)
@@ -181,6 +193,10 @@ class ClientStack:
         gradients, value = torch.func.vmap(gradients_and_loss)(moving, still, start, batch)
         phase.optimiser.step(list(moving.values()), gradients, [[s[:count] for s in slot] for slot in slots])
         self._losses[:count] += value.detach()
+
+
+def _shapes(slots: Slots) -> list[list[torch.Size]]:
+    return [[tensor.shape for tensor in slot] for slot in slots]
 
 
 def _is_hashable(key: object) -> bool:

@@ -189,10 +189,10 @@ class _Factories(TorchFunctionMode):
         asked = kwargs.get("device")
         if func in (torch.tensor, torch.as_tensor) and asked is not None:
             made = torch.tensor(args[0], **{**kwargs, "device": _CPU})
-            if torch.device(asked).type == DEVICE.type:
+            if torch.device(asked).type == DEVICE.type and made.dim() == 0:
+                # Where a tensor is moved, a number goes along uncounted, as into any operation.
                 _count("sent")
-                return OnDevice(made)
-            return made
+            return made.to(asked)
         return func(*args, **kwargs)
 
 

@@ -6,6 +6,7 @@ twice, its clients in stacks: on the CPU, and on the device of pretend_gpu.py wi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -51,11 +52,27 @@ def federation() -> data.Federation:
 
 
 def run(method: str, options: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    known = option_names(algorithms.get(method).Config)
+    method = {"sends": SendsInItsLoss, "two names": TwoNames}.get(method, method)
+    known = option_names((algorithms.get(method) if isinstance(method, str) else method).Config)
     small = {name: value for name, value in _SMALL.items() if name in known}
     config = {**small, "chunk": 3, "native_steps": "off", "evaluate_every": 2, **options}
     simulation.resolve_device = lambda _: device
     return state_tensors(mf.run(federation(), method, rounds=2, config=config).state)
+
+
+class SendsInItsLoss(algorithms.get("fedavg")):
+    """FedAvg with a loss that brings a number to the device in every step."""
+
+    def loss(self, params, batch, context):
+        return super().loss(params, batch, context) * torch.tensor(2.0, device=batch.labels.device)
+
+
+class TwoNames(algorithms.get("fedavg")):
+    """FedAvg whose two passes differ in nothing but the name: each has velocities of its own."""
+
+    def client_phases(self):
+        phase = super().client_phases()[0]
+        return [dataclasses.replace(phase, name=name) for name in ("one", "two")]
 
 
 def main(cases: dict[str, tuple[str, dict[str, Any]]], file: Path) -> None:

@@ -24,7 +24,10 @@ CASES = {
     "launch by launch": ("m3fed", {"step_graphs": "off"}),
     "second order": ("3fm", {"order": "second", "inner": "adam", "server": "gradient"}),
     "each modality alone": ("fedmvp", {"test_alone": True}),
+    "two names": ("two names", {}),
 }
+# A loss that cannot be recorded.
+SENDS = {"sends": ("sends", {}), "sends, not recorded": ("sends", {"step_graphs": "off"})}
 # Adam turns the rounding error of a gradient that is zero into steps.
 LOOSE = ("fedmvp", "joint-fedavg", "each modality alone")
 
@@ -34,7 +37,7 @@ def found(tmp_path_factory):
     file = tmp_path_factory.mktemp("pretended") / "found.json"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), json.dumps(CASES), str(file)],
+        [sys.executable, str(SCRIPT), json.dumps({**CASES, **SENDS}), str(file)],
         env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -69,3 +72,10 @@ def test_repeated_steps_are_recorded(found, case):
 
 def test_steps_are_not_recorded_when_that_is_off(found):
     assert "recorded" not in found["launch by launch"]
+
+
+def test_a_loss_that_cannot_be_recorded_is_named_with_the_setting_that_helps(found):
+    problem = found["sends"]["problem"]
+    assert problem.startswith("RuntimeError: phase 'personal': its step cannot be recorded (sent: not permitted")
+    assert "step_graphs=off" in problem
+    assert "problem" not in found["sends, not recorded"]
