@@ -18,10 +18,12 @@ constexpr std::int64_t kSampleRuns = 256;
 constexpr std::int64_t kSampleRun = 64;
 
 // The column means of a warp's rows, subtracted from them. Differences from the first row, so that equal rows
-// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are zero.
+// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are the first one
+// again. `share` is 1 / count.
 template <typename T, int kPanels>
-MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t count) {
+MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t count, T share) {
   const int lane = thread() % kWarp;
+  T means[kColumns<T>], probe = 0;
 #pragma unroll
   for (int v = 0; v < kColumns<T>; ++v) {
     T first = shuffle(rows[0][v], lane % 4);
@@ -29,14 +31,18 @@ MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t
     T sum = 0;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      rows[i][v] -= lane / 4 + 8 * i < count ? first : T(0);
+      rows[i][v] -= first;
       sum += rows[i][v];
     }
 #pragma unroll
     for (int mask = 4; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
-    T members = static_cast<T>(count);
-    if (any_lane(!is_finite(sum))) {
-      sum = members = 0;
+    means[v] = sum * share;
+    probe += sum * T(0);
+  }
+  if (any_lane(probe != 0)) {
+#pragma unroll
+    for (int v = 0; v < kColumns<T>; ++v) {
+      T sum = 0, members = 0;
 #pragma unroll
       for (int i = 0; i < kPanels; ++i) {
         const bool finite = is_finite(rows[i][v]) && lane / 4 + 8 * i < count;
@@ -48,20 +54,27 @@ MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t
         sum += shuffle_xor(sum, mask);
         members += shuffle_xor(members, mask);
       }
+      means[v] = members > 0 ? sum / members : T(0);
     }
-    const T mean = members > 0 ? sum / members : T(0);
-#pragma unroll
-    for (int i = 0; i < kPanels; ++i) rows[i][v] -= lane / 4 + 8 * i < count ? mean : T(0);
   }
+#pragma unroll
+  for (int v = 0; v < kColumns<T>; ++v)
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) rows[i][v] -= means[v];
 }
 
-// A lane's rows of one set of panels: where they lie in the current segment, and their sums.
+// A lane's rows of one set of panels: where they lie in the current segment, and their sums. What is the same
+// in every step but needs a register per panel is read again each time; it is in the first-level cache.
 template <typename T, int kPanels, int kVectors>
 struct LaneRows {
+  static constexpr std::int64_t kStep = 4 * kVectors * kColumns<T>;
+
   const GramDevice& args;
   const int first;  // row of the first panel that is this lane's
   int segment = 0;
-  unsigned whole = 0;  // bit i: panel i's row takes vector loads
+  unsigned whole = 0;   // bit i: panel i's row takes vector loads
+  bool staged = false;  // whole steps of all rows of the warp go through shared memory
+  const Span* spans = nullptr;
   T sums[kPanels];
 
   MMFL_DEVICE LaneRows(const GramDevice& arguments, std::int64_t first_row)
@@ -70,8 +83,6 @@ struct LaneRows {
     for (int i = 0; i < kPanels; ++i) sums[i] = 0;
   }
 
-  MMFL_DEVICE bool has(int panel) const { return first + 8 * panel < args.rows; }
-
   // First column of vector v in a step that starts at `column`.
   static MMFL_DEVICE std::int64_t column_of(int v, std::int64_t column) {
     return column + (4 * v + thread() % 4) * kColumns<T>;
@@ -79,19 +90,25 @@ struct LaneRows {
 
   MMFL_DEVICE void enter(int s) {
     segment = s;
+    spans = args.spans + s * args.side + first;
     whole = 0;
+    bool other = false;
 #pragma unroll
-    for (int i = 0; i < kPanels; ++i)
-      if (has(i) && takes_vectors<T>(args.spans[s * args.rows + first + 8 * i])) whole |= 1u << i;
+    for (int i = 0; i < kPanels; ++i) {
+      const Span& span = spans[8 * i];
+      const bool vectors = takes_vectors<T>(span);
+      if (vectors) whole |= 1u << i;
+      other = other || !vectors || (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64);
+    }
+    staged = !any_lane(other);
   }
 
   // The step that starts at `column` of a segment of `width`.
   MMFL_DEVICE void load(std::int64_t column, std::int64_t width,
                         T (&values)[kVectors][kPanels][kColumns<T>]) const {
-    constexpr std::int64_t kStep = 4 * kVectors * kColumns<T>;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      const Span* span = args.spans + segment * args.rows + first + 8 * i;
+      const Span* span = spans + 8 * i;
       const bool vectors = (whole >> i & 1u) != 0;
       const void* data = vectors ? span->data : nullptr;
       const DType dtype = vectors ? span->dtype : DType::kFloat32;
@@ -105,31 +122,60 @@ struct LaneRows {
             prefetch(static_cast<const char*>(data) +
                      (at + kStep) * (dtype < DType::kBFloat16 ? sizeof(T) : 2));
         } else {
-          load_some<T>(*span, at, has(i) ? width : 0, values[v][i]);
+          load_some<T>(*span, at, width, values[v][i]);
         }
       }
     }
   }
 
-  // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0.
-  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T (&rows)[kPanels][kColumns<T>]) {
-    if (args.origin != nullptr) {
+  // What a lane copies it reads itself, so no other thread has to be waited for.
+  using Stage = Chunk16[kVectors * kPanels][kWarp];
+
+  // The step that starts at `column`, on its way to `stage`; `staged` holds and it lies in the segment.
+  MMFL_DEVICE void copy(std::int64_t column, Stage& stage) const {
+    const int lane = thread() % kWarp;
 #pragma unroll
-      for (int c = 0; c < kColumns<T>; ++c) {
-        const T origin = column + c < width ? load_element<T>(args.origin[segment], column + c) : T(0);
+    for (int i = 0; i < kPanels; ++i) {
+      const T* at = static_cast<const T*>(spans[8 * i].data) + column_of(0, column);
 #pragma unroll
-        for (int i = 0; i < kPanels; ++i) rows[i][c] -= has(i) ? origin : T(0);
+      for (int v = 0; v < kVectors; ++v)
+        copy_16_bytes(&stage[kVectors * i + v][lane], at + 4 * kColumns<T> * v);
+    }
+  }
+
+  static MMFL_DEVICE void take(const Stage& stage, T (&values)[kVectors][kPanels][kColumns<T>]) {
+    const int lane = thread() % kWarp;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const Chunk16 chunk = read_16_bytes(&stage[kVectors * i + v][lane]);
+        memcpy(values[v][i], chunk.words, sizeof values[v][i]);
       }
+  }
+
+  // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0; there
+  // are none when kWhole.
+  template <bool kWhole>
+  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share,
+                         T (&rows)[kPanels][kColumns<T>]) {
+    if (args.origin != nullptr) {
+      T origin[kColumns<T>];
+      load_row(args.origin[segment], column, width, origin);
+#pragma unroll
+      for (int c = 0; c < kColumns<T>; ++c)
+#pragma unroll
+        for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
     } else if (args.mean_origin) {
-      subtract_centroid(rows, args.rows);
+      subtract_centroid(rows, args.rows, share);
     }
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      const T own = args.shift != nullptr && has(i) ? static_cast<T>(args.shift[first + 8 * i]) : T(0);
+      const T own = args.shift != nullptr ? static_cast<T>(args.shift[first + 8 * i]) : T(0);
       T sum = 0;
 #pragma unroll
       for (int c = 0; c < kColumns<T>; ++c) {
-        rows[i][c] = column + c < width ? rows[i][c] - own : T(0);
+        rows[i][c] = kWhole || column + c < width ? rows[i][c] - own : T(0);
         sum += rows[i][c];
       }
       sums[i] += sum;
@@ -154,7 +200,7 @@ struct LaneRows {
 template <typename T, int kVectors>
 struct Walk {
   static constexpr std::int64_t kStepColumns = 4 * kVectors * kColumns<T>;
-  static constexpr int kFlushSteps = static_cast<int>(kFlushColumns / kStepColumns);
+  static constexpr std::int64_t kFlushSteps = kFlushColumns / kStepColumns;
 
   const GramDevice& args;
   std::int64_t step;
@@ -180,9 +226,15 @@ struct Walk {
     width = args.starts[segment + 1] - args.starts[segment];
   }
 
+  // Of the steps to come, those that lie in the segment with all their columns.
+  MMFL_DEVICE std::int64_t whole_steps() const {
+    const std::int64_t whole = (width - column) / kStepColumns, left = end - step;
+    return whole < left ? whole : left;
+  }
+
   // Whether that led to another segment.
-  MMFL_DEVICE bool advance() {
-    ++step;
+  MMFL_DEVICE bool advance(std::int64_t count) {
+    step += count;
     const int before = segment;
     while (step < end && step >= args.steps[segment + 1]) ++segment;
     place();
@@ -200,36 +252,72 @@ MMFL_DEVICE void flush_products(Sums& products, std::int64_t side, bool fresh, d
   products.clear();
 }
 
+// Steps of a warp that are on their way or being read.
+constexpr int kGramStages = 3;
+
+struct GramStages {
+  Chunk16 of[kGramWarps][kGramStages][8][kWarp];
+};
+
 // All products of up to 16 * kTiles rows over one split of the columns.
 template <typename T, int kTiles, bool kTf32>
-MMFL_DEVICE void gram_rows(const GramDevice& args) {
+MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   constexpr int kPanels = 2 * kTiles, kVectors = 4 / kTiles;
   const std::int64_t split = block_x() * kGramWarps + thread() / kWarp;
   if (split >= args.splits) return;
   double* partial = args.partial + split * args.side * (args.side + 1);
+  auto& stages = shared.of[thread() / kWarp];
 
   LaneRows<T, kPanels, kVectors> rows(args, 0);
   Walk<T, kVectors> walk(args, split);
   Products<T, kPanels, kPanels, true, kTf32> products;
   products.clear();
   rows.enter(walk.segment);
+  const T share = T(1) / static_cast<T>(args.rows);
   bool fresh = true;
-  int unflushed = 0;
-  while (walk.step < walk.end) {
-    T values[kVectors][kPanels][kColumns<T>];
-    rows.load(walk.column, walk.width, values);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      rows.shift(rows.column_of(v, walk.column), walk.width, values[v]);
-      // Unrolled, the loop would have more factors and products in flight than there are registers.
+  std::int64_t unflushed = 0;
+  T values[kVectors][kPanels][kColumns<T>];
+  const auto multiply = [&](int v) {
+    // Unrolled, the loop would have more factors and products in flight than there are registers.
 #pragma unroll 1
-      for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
-        products.add(values[v], values[v]);
-        drop_columns<products.kPerStep>(values[v]);
-      }
+    for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
+      products.add(values[v], values[v]);
+      drop_columns<products.kPerStep>(values[v]);
     }
-    if (walk.advance()) rows.enter(walk.segment);
-    if (++unflushed == walk.kFlushSteps || walk.step == walk.end) {
+  };
+  while (walk.step < walk.end) {
+    std::int64_t count = rows.staged ? walk.whole_steps() : 0;
+    if (count > walk.kFlushSteps - unflushed) count = walk.kFlushSteps - unflushed;
+    if (count > 0) {
+      const auto copy = [&](std::int64_t step) {
+        if (step < count) rows.copy(walk.column + step * walk.kStepColumns, stages[step % kGramStages]);
+        end_copies();
+      };
+      for (int step = 0; step < kGramStages - 1; ++step) copy(step);
+      for (std::int64_t step = 0; step < count; ++step) {
+        wait_for_copies<kGramStages - 2>();
+        rows.take(stages[step % kGramStages], values);
+        // To where the step before lay, whose values have been used.
+        copy(step + kGramStages - 1);
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          rows.template shift<true>(rows.column_of(v, walk.column + step * walk.kStepColumns), walk.width,
+                                    share, values[v]);
+          multiply(v);
+        }
+      }
+    } else {
+      rows.load(walk.column, walk.width, values);
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        rows.template shift<false>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+        multiply(v);
+      }
+      count = 1;
+    }
+    if (walk.advance(count)) rows.enter(walk.segment);
+    unflushed += count;
+    if (unflushed == walk.kFlushSteps || walk.step == walk.end) {
       flush_products(products, args.side, fresh, partial);
       rows.flush_sums(0, fresh, partial + args.side * args.side);
       fresh = false;
@@ -257,20 +345,20 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
   left.enter(walk.segment);
   right.enter(walk.segment);
   bool fresh = true;
-  int unflushed = 0;
+  std::int64_t unflushed = 0;
   while (walk.step < walk.end) {
     T values[1][kPanels][kColumns<T>], others[1][kPanels][kColumns<T>];
     left.load(walk.column, walk.width, values);
     right.load(walk.column, walk.width, others);
-    left.shift(left.column_of(0, walk.column), walk.width, values[0]);
-    right.shift(left.column_of(0, walk.column), walk.width, others[0]);
+    left.template shift<false>(left.column_of(0, walk.column), walk.width, 0, values[0]);
+    right.template shift<false>(left.column_of(0, walk.column), walk.width, 0, others[0]);
 #pragma unroll 1
     for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
       products.add(values[0], others[0]);
       drop_columns<products.kPerStep>(values[0]);
       drop_columns<products.kPerStep>(others[0]);
     }
-    if (walk.advance()) {
+    if (walk.advance(1)) {
       left.enter(walk.segment);
       right.enter(walk.segment);
     }
@@ -290,7 +378,7 @@ MMFL_DEVICE void gram_centroid(const GramDevice& args) {
   if (at >= args.columns) return;
   const std::int64_t segment = segment_of(args.starts, args.segments, at);
   const std::int64_t column = at - args.starts[segment];
-  const Span* spans = args.spans + segment * args.rows;
+  const Span* spans = args.spans + segment * args.side;
   // Differences from a row, so that the mean of equal rows is that row to the last bit.
   T first = load_element<T>(spans[0], column);
   if (!is_finite(first)) first = 0;
@@ -318,7 +406,7 @@ MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
         all ? e : (args.columns - kSampleRun) * (e / kSampleRun) / (kSampleRuns - 1) + e % kSampleRun;
     const std::int64_t segment = segment_of(args.starts, args.segments, at);
     const std::int64_t column = at - args.starts[segment];
-    double value = load_element<double>(args.spans[segment * args.rows + row], column);
+    double value = load_element<double>(args.spans[segment * args.side + row], column);
     if (args.origin != nullptr && !args.mean_origin)
       value -= load_element<double>(args.origin[segment], column);
     sum += value;
@@ -342,8 +430,8 @@ MMFL_DEVICE void gram_shift(const GramDevice& args, GramBlockSum& shared) {
     members = sum_over_block(members, shared);
     centroid = members > 0 ? sum / members : 0;
   }
-  for (std::int64_t k = thread(); k < args.rows; k += kGramThreads)
-    args.shift[k] = static_cast<float>(args.sampled_mean[k] - centroid);
+  for (std::int64_t k = thread(); k < args.side; k += kGramThreads)
+    args.shift[k] = static_cast<float>(args.sampled_mean[k < args.rows ? k : 0] - centroid);
 }
 
 struct JoinSums {

@@ -10,7 +10,8 @@ namespace {
 template <typename T, int kTiles, bool kTf32>
 __global__ void __launch_bounds__(kGramThreads, kTiles == 1 ? 2 : 1)
     gram_rows_kernel(const __grid_constant__ GramDevice args) {
-  device::gram_rows<T, kTiles, kTf32>(args);
+  extern __shared__ uint4 shared[];
+  device::gram_rows<T, kTiles, kTf32>(args, *reinterpret_cast<device::GramStages*>(shared));
 }
 
 template <typename T, bool kTf32>

@@ -41,16 +41,16 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
     starts.push_back(starts.back() + args.widths[s]);
     steps.push_back(steps.back() + (args.widths[s] + step - 1) / step);
   }
-  std::vector<Span> spans;
-  for (std::int64_t s = 0; s < args.segments; ++s)
-    for (std::int64_t k = 0; k < rows; ++k)
-      spans.push_back(table.spans[static_cast<std::size_t>(k * args.segments + s)]);
-
   GramDevice& device = plan.device;
   device.rows = rows;
   device.segments = args.segments;
   device.columns = starts.back();
   device.side = plan.tiles > 0 ? 16 * plan.tiles : kGramGroup * groups;
+  // In the place of rows that do not exist the first one is read; nobody asks for their products.
+  std::vector<Span> spans;
+  for (std::int64_t s = 0; s < args.segments; ++s)
+    for (std::int64_t k = 0; k < (rows > 0 ? device.side : 0); ++k)
+      spans.push_back(table.spans[static_cast<std::size_t>((k < rows ? k : 0) * args.segments + s)]);
   const std::int64_t most = plan.tiles > 1 ? kSplitsOfLargeTiles : kSplitsOfSmallTiles;
   const std::int64_t one = device.side * (device.side + 1) * 8;
   device.splits = std::max<std::int64_t>(
@@ -78,7 +78,7 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
       plan.centroid_offsets.push_back(static_cast<std::int64_t>(
           reinterpret_cast<std::uintptr_t>(layout.array<unsigned char>(args.widths[s] * size))));
   device.sampled_mean = args.centre_rows ? layout.array<double>(rows) : nullptr;
-  device.shift = args.centre_rows ? layout.array<float>(rows) : nullptr;
+  device.shift = args.centre_rows ? layout.array<float>(device.side) : nullptr;
   device.partial = layout.array<double>(device.splits * device.side * (device.side + 1));
   device.joined = layout.array<double>(device.side * (device.side + 1));
   device.average = args.mean_origin ? layout.array<double>(rows) : nullptr;

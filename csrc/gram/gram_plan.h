@@ -15,12 +15,12 @@ constexpr int kGramGroup = 32;
 
 // What the kernels of gram.cuh work on. All pointers are device memory.
 struct GramDevice {
-  const Span* spans;           // [segments, rows]
+  const Span* spans;           // [segments, side]; behind the rows the first one again
   const Span* origin;          // [segments] what to subtract: the caller's row or the centroid; or null
   const std::int64_t* starts;  // [segments + 1] first column of every segment, then P
   const std::int64_t* steps;   // [segments + 1] first step of every segment, then all steps
   double* sampled_mean;        // [rows], or null without centre_rows
-  float* shift;                // [rows] subtracted from all elements of a row; or null, likewise
+  float* shift;                // [side] subtracted from all elements of a row; or null, likewise
   double* partial;             // [splits, side + 1, side] products, then sums of the shifted rows
   double* joined;              // [side + 1, side]
   double* average;             // [rows] of the finite entries of a row, or null without mean_origin
