@@ -13,9 +13,9 @@ namespace device {
 
 // Of the columns one lane adds up in its compute type before they go to the partial sums in double.
 constexpr std::int64_t kFlushColumns = 8192;
-// Elements of a row from which its mean is estimated.
+// The mean of a row is estimated from kGramSampled of its elements, or from all.
 constexpr std::int64_t kSampleRuns = 256;
-constexpr std::int64_t kSampleRun = 64;
+constexpr std::int64_t kSampleRun = kGramSampled / kSampleRuns;
 
 // The column means of a warp's rows, subtracted from them. Differences from the first row, so that equal rows
 // become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are the first one
@@ -169,9 +169,10 @@ struct LaneRows {
     } else if (args.mean_origin) {
       subtract_centroid(rows, args.rows, share);
     }
+    const float* shifts = args.shift != nullptr ? args.shift + first : nullptr;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      const T own = args.shift != nullptr ? static_cast<T>(args.shift[first + 8 * i]) : T(0);
+      const T own = shifts != nullptr ? static_cast<T>(shifts[8 * i]) : T(0);
       T sum = 0;
 #pragma unroll
       for (int c = 0; c < kColumns<T>; ++c) {
@@ -289,20 +290,25 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
     std::int64_t count = rows.staged ? walk.whole_steps() : 0;
     if (count > walk.kFlushSteps - unflushed) count = walk.kFlushSteps - unflushed;
     if (count > 0) {
-      const auto copy = [&](std::int64_t step) {
-        if (step < count) rows.copy(walk.column + step * walk.kStepColumns, stages[step % kGramStages]);
+      std::int64_t ahead = walk.column;
+      const std::int64_t end = walk.column + count * walk.kStepColumns;
+      const auto copy = [&](int stage) {
+        if (ahead < end) rows.copy(ahead, stages[stage]);
         end_copies();
+        ahead += walk.kStepColumns;
       };
-      for (int step = 0; step < kGramStages - 1; ++step) copy(step);
-      for (std::int64_t step = 0; step < count; ++step) {
+      for (int stage = 0; stage < kGramStages - 1; ++stage) copy(stage);
+      int stage = 0, free_stage = kGramStages - 1;
+      for (std::int64_t column = walk.column; column < end; column += walk.kStepColumns) {
         wait_for_copies<kGramStages - 2>();
-        rows.take(stages[step % kGramStages], values);
+        rows.take(stages[stage], values);
         // To where the step before lay, whose values have been used.
-        copy(step + kGramStages - 1);
+        copy(free_stage);
+        free_stage = stage;
+        stage = stage == kGramStages - 1 ? 0 : stage + 1;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          rows.template shift<true>(rows.column_of(v, walk.column + step * walk.kStepColumns), walk.width,
-                                    share, values[v]);
+          rows.template shift<true>(rows.column_of(v, column), walk.width, share, values[v]);
           multiply(v);
         }
       }
@@ -395,15 +401,28 @@ MMFL_DEVICE void gram_centroid(const GramDevice& args) {
 
 using GramBlockSum = BlockSum<kGramThreads>;
 
-// An estimate of the mean of one row per block, from runs of columns spread over all of it.
-MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
-  const std::int64_t row = block_x();
-  const bool all = args.columns <= kSampleRuns * kSampleRun;
-  const std::int64_t count = all ? args.columns : kSampleRuns * kSampleRun;
+MMFL_DEVICE std::int64_t sampled(const GramDevice& args) {
+  return args.columns <= kGramSampled ? args.columns : kGramSampled;
+}
+
+MMFL_DEVICE double sampled_mean(const GramDevice& args, std::int64_t row) {
   double sum = 0;
-  for (std::int64_t e = thread(); e < count; e += kGramThreads) {
+  for (std::int64_t part = 0; part < args.sample_parts; ++part)
+    sum += args.sampled_sum[row * args.sample_parts + part];
+  return sum / static_cast<double>(sampled(args));
+}
+
+// A share of the elements from which the mean of one row is estimated, which are runs of columns spread over all
+// of it: sample_parts blocks for each row.
+MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
+  const std::int64_t row = block_x() / args.sample_parts, part = block_x() % args.sample_parts;
+  const std::int64_t count = sampled(args);
+  double sum = 0;
+  for (std::int64_t e = part * kGramThreads + thread(); e < count; e += args.sample_parts * kGramThreads) {
     const std::int64_t at =
-        all ? e : (args.columns - kSampleRun) * (e / kSampleRun) / (kSampleRuns - 1) + e % kSampleRun;
+        count == args.columns
+            ? e
+            : (args.columns - kSampleRun) * (e / kSampleRun) / (kSampleRuns - 1) + e % kSampleRun;
     const std::int64_t segment = segment_of(args.starts, args.segments, at);
     const std::int64_t column = at - args.starts[segment];
     double value = load_element<double>(args.spans[segment * args.side + row], column);
@@ -412,7 +431,7 @@ MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
     sum += value;
   }
   const double total = sum_over_block(sum, shared);
-  if (thread() == 0) args.sampled_mean[row] = total / static_cast<double>(count);
+  if (thread() == 0) args.sampled_sum[block_x()] = total;
 }
 
 // What is subtracted from all elements of a row before it is multiplied: its sampled mean, less that of the
@@ -422,8 +441,9 @@ MMFL_DEVICE void gram_shift(const GramDevice& args, GramBlockSum& shared) {
   if (args.mean_origin) {
     double sum = 0, members = 0;
     for (std::int64_t k = thread(); k < args.rows; k += kGramThreads) {
-      if (!is_finite(args.sampled_mean[k])) continue;
-      sum += args.sampled_mean[k];
+      const double mean = sampled_mean(args, k);
+      if (!is_finite(mean)) continue;
+      sum += mean;
       members += 1;
     }
     sum = sum_over_block(sum, shared);
@@ -431,30 +451,37 @@ MMFL_DEVICE void gram_shift(const GramDevice& args, GramBlockSum& shared) {
     centroid = members > 0 ? sum / members : 0;
   }
   for (std::int64_t k = thread(); k < args.side; k += kGramThreads)
-    args.shift[k] = static_cast<float>(args.sampled_mean[k < args.rows ? k : 0] - centroid);
+    args.shift[k] = static_cast<float>(sampled_mean(args, k < args.rows ? k : 0) - centroid);
 }
 
+template <int kSlices>
 struct JoinSums {
-  double of[kGramWarps][kWarp];
+  double of[kSlices][join_entries(kSlices)];
 };
 
-// Adds the partial sums of 32 entries per block, always in the same order.
-MMFL_DEVICE void gram_join(const GramDevice& args, JoinSums& shared) {
+// Adds the partial sums of a few entries per block, always in the same order.
+template <int kSlices>
+MMFL_DEVICE void gram_join(const GramDevice& args, JoinSums<kSlices>& shared) {
+  constexpr int kEntries = join_entries(kSlices);
   const std::int64_t entries = args.side * (args.side + 1);
-  const int lane = thread() % kWarp, slice = thread() / kWarp;
-  const std::int64_t entry = block_x() * kWarp + lane;
+  const int place = thread() % kEntries, slice = thread() / kEntries;
+  const std::int64_t entry = block_x() * kEntries + place;
   const std::int64_t row = entry / args.side, column = entry % args.side;
   // Behind the rows of the matrix follows the one of the sums. Below the diagonal nothing was written.
   const bool wanted = row == args.side ? column < args.rows : row <= column && column < args.rows;
   double sum = 0;
-  if (wanted)
-    for (std::int64_t split = slice; split < args.splits; split += kGramWarps)
+  if (wanted) {
+#pragma unroll 8
+    for (std::int64_t split = slice; split < args.splits; split += kSlices)
       sum += args.partial[split * entries + entry];
-  shared.of[slice][lane] = sum;
+  }
+  shared.of[slice][place] = sum;
   sync_block();
-  if (slice > 0 || !wanted) return;
-  for (int s = 1; s < kGramWarps; ++s) sum += shared.of[s][lane];
-  args.joined[entry] = sum;
+  for (int width = kSlices / 2; width > 0; width /= 2) {
+    if (slice < width) shared.of[slice][place] += shared.of[slice + width][place];
+    sync_block();
+  }
+  if (slice == 0 && wanted) args.joined[entry] = shared.of[0][place];
 }
 
 // What the joined sums say of the rows.

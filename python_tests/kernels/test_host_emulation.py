@@ -97,6 +97,11 @@ def test_gram(rows: int, columns: int, dtype: torch.dtype, run_gram: Run) -> Non
         assert_gram(emulated_gram(run_gram, [x], **options), exact, tolerance)
 
 
+def test_gram_of_many_splits(run_gram: Run) -> None:
+    x = torch.randn(2, 17_000)
+    assert_gram(emulated_gram(run_gram, [x], centre_rows=True), exact_gram([x], [], False, True), 1e-6)
+
+
 @pytest.mark.parametrize("rows", [7, 40, 66])
 def test_gram_in_tf32_rounds_factors(rows: int, run_gram: Run) -> None:
     x = torch.randn(rows, 90)
