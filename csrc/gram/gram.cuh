@@ -456,13 +456,13 @@ MMFL_DEVICE void gram_shift(const GramDevice& args, GramBlockSum& shared) {
 
 template <int kSlices>
 struct JoinSums {
-  double of[kSlices][join_entries(kSlices)];
+  double of[kSlices][kJoinEntries<kSlices>];
 };
 
 // Adds the partial sums of a few entries per block, always in the same order.
 template <int kSlices>
 MMFL_DEVICE void gram_join(const GramDevice& args, JoinSums<kSlices>& shared) {
-  constexpr int kEntries = join_entries(kSlices);
+  constexpr int kEntries = kJoinEntries<kSlices>;
   const std::int64_t entries = args.side * (args.side + 1);
   const int place = thread() % kEntries, slice = thread() / kEntries;
   const std::int64_t entry = block_x() * kEntries + place;

@@ -86,7 +86,7 @@ Status launch_products(const GramPlan& plan, cudaStream_t stream) {
 
 template <int kSlices>
 void launch_join(const GramDevice& args, cudaStream_t stream) {
-  const std::int64_t entries = args.side * (args.side + 1), size = join_entries(kSlices);
+  const std::int64_t entries = args.side * (args.side + 1), size = kJoinEntries<kSlices>;
   gram_join_kernel<kSlices>
       <<<static_cast<unsigned>((entries + size - 1) / size), kGramThreads, 0, stream>>>(args);
 }

@@ -17,7 +17,8 @@ constexpr std::int64_t kGramSampled = 16384;
 // Entries of the partial sums that a block adds up with so many threads for each: 32 bytes at least, for memory
 // gives no less.
 constexpr int kFewSlices = 8, kManySlices = 64;
-constexpr int join_entries(int slices) { return kGramThreads / slices; }
+template <int kSlices>
+constexpr int kJoinEntries = kGramThreads / kSlices;
 
 // What the kernels of gram.cuh work on. All pointers are device memory.
 struct GramDevice {

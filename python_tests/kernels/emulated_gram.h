@@ -31,7 +31,7 @@ void run_products(const mmfl::GramPlan& plan, Order order) {
 template <int kSlices>
 void run_join(const mmfl::GramDevice& args, Order order) {
   using Sums = mmfl::device::JoinSums<kSlices>;
-  const std::int64_t entries = args.side * (args.side + 1), size = mmfl::join_entries(kSlices);
+  const std::int64_t entries = args.side * (args.side + 1), size = mmfl::kJoinEntries<kSlices>;
   run_grid<Sums>((entries + size - 1) / size, 1, mmfl::kGramThreads, order,
                  [&](Sums& shared) { mmfl::device::gram_join(args, shared); });
 }
