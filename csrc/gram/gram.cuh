@@ -72,7 +72,8 @@ struct LaneRows {
   const GramDevice& args;
   const int first;  // row of the first panel that is this lane's
   int segment = 0;
-  unsigned whole = 0;   // bit i: panel i's row takes vector loads
+  // Bit i: panel i's row takes vector loads; bit 8 + i: and has elements of 16 bits; bit 16 + i: bfloat16.
+  unsigned kinds = 0;
   bool staged = false;  // whole steps of all rows of the warp go through shared memory
   const Span* spans = nullptr;
   T sums[kPanels];
@@ -83,6 +84,8 @@ struct LaneRows {
     for (int i = 0; i < kPanels; ++i) sums[i] = 0;
   }
 
+  MMFL_DEVICE bool is(int bit) const { return (kinds >> bit & 1u) != 0; }
+
   // First column of vector v in a step that starts at `column`.
   static MMFL_DEVICE std::int64_t column_of(int v, std::int64_t column) {
     return column + (4 * v + thread() % 4) * kColumns<T>;
@@ -91,16 +94,17 @@ struct LaneRows {
   MMFL_DEVICE void enter(int s) {
     segment = s;
     spans = args.spans + s * args.side + first;
-    whole = 0;
-    bool other = false;
+    kinds = 0;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
       const Span& span = spans[8 * i];
-      const bool vectors = takes_vectors<T>(span);
-      if (vectors) whole |= 1u << i;
-      other = other || !vectors || (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64);
+      if (!takes_vectors<T>(span)) continue;
+      kinds |= 1u << i;
+      if (span.dtype == DType::kFloat32 || span.dtype == DType::kFloat64) continue;
+      kinds |= 1u << (8 + i);
+      if (span.dtype == DType::kBFloat16) kinds |= 1u << (16 + i);
     }
-    staged = !any_lane(other);
+    staged = !any_lane(kinds != (1u << kPanels) - 1);
   }
 
   // The step that starts at `column` of a segment of `width`.
@@ -108,24 +112,27 @@ struct LaneRows {
                         T (&values)[kVectors][kPanels][kColumns<T>]) const {
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      const Span* span = spans + 8 * i;
-      const bool vectors = (whole >> i & 1u) != 0;
-      const void* data = vectors ? span->data : nullptr;
-      const DType dtype = vectors ? span->dtype : DType::kFloat32;
+      const bool vectors = is(i), narrow = is(8 + i);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const std::int64_t at = column_of(v, column);
         if (vectors && at + kColumns<T> <= width) {
-          load_whole<T>(data, dtype, at, values[v][i]);
+          const void* data = spans[8 * i].data;
+          load_packed<T>(data, narrow, at, values[v][i]);
           // The next step's, so that it has only the way from the L2 cache left.
           if (at + kStep < width)
-            prefetch(static_cast<const char*>(data) +
-                     (at + kStep) * (dtype < DType::kBFloat16 ? sizeof(T) : 2));
+            prefetch(static_cast<const char*>(data) + (at + kStep) * (narrow ? 2 : sizeof(T)));
         } else {
-          load_some<T>(*span, at, width, values[v][i]);
+          load_some<T>(spans[8 * i], at, width, values[v][i]);
         }
       }
     }
+    if (kinds >> 8 == 0) return;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v)
+        if (is(8 + i) && column_of(v, column) + kColumns<T> <= width) widen(is(16 + i), values[v][i]);
   }
 
   // What a lane copies it reads itself, so no other thread has to be waited for.

@@ -44,16 +44,19 @@ MMFL_DEVICE void mix_centre(const MixDevice& args, const Span* spans, std::int64
   double sums[kColumns<T>] = {};
   for (std::int64_t from = 0; from < args.rows; from += kMixGroup) {
     T values[kMixGroup][kColumns<T>];
+    Packing packing[kMixGroup];
 #pragma unroll
     for (int i = 0; i < kMixGroup; ++i) {
       const std::int64_t k = from + i;
       const bool member = k < args.rows && args.members[k] != 0;
-      load_row(spans[member ? k : 0], column, member ? width : 0, values[i]);
+      packing[i] = load_row_packed(spans[member ? k : 0], column, member ? width : 0, values[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kMixGroup; ++i)
+    for (int i = 0; i < kMixGroup; ++i) {
+      widen(packing[i], values[i]);
 #pragma unroll
       for (int c = 0; c < kColumns<T>; ++c) sums[c] += static_cast<double>(values[i][c]);
+    }
   }
   const double members = args.members[args.rows];
 #pragma unroll
@@ -98,13 +101,15 @@ MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared
     T sums[kOutputs][kColumns<T>] = {};
     for (int k = 0; k < count; k += kMixGroup) {
       T values[kMixGroup][kColumns<T>];
+      Packing packing[kMixGroup];
 #pragma unroll
-      for (int i = 0; i < kMixGroup; ++i) {
-        if (shared.read[k + i]) load_row(spans[from + k + i], column, width, values[i]);
-      }
+      for (int i = 0; i < kMixGroup; ++i)
+        if (shared.read[k + i])
+          packing[i] = load_row_packed(spans[from + k + i], column, width, values[i]);
 #pragma unroll
       for (int i = 0; i < kMixGroup; ++i) {
         if (!shared.read[k + i]) continue;
+        widen(packing[i], values[i]);
         T probe = 0;
 #pragma unroll
         for (int c = 0; c < kColumns<T>; ++c) {
