@@ -243,8 +243,6 @@ MMFL_DEVICE void cross_gram_sq_tile(const CrossGramSqDevice& call, CrossShared<T
   const std::int64_t slabs = (depth + kSlabColumns<T> - 1) / kSlabColumns<T>;
   const std::int64_t first = slabs * split / call.splits, end = slabs * (split + 1) / call.splits;
   const int own = 16 * (thread() / kWarp);
-  const int width = right.left < kCrossTile ? static_cast<int>(right.left) : kCrossTile;
-  const int live = own < left.left ? (width + 7) / 8 : 0;
 
   CrossTotals totals;
   Scores<T, kCrossPanels, kTf32> scores;
@@ -278,7 +276,8 @@ MMFL_DEVICE void cross_gram_sq_tile(const CrossGramSqDevice& call, CrossShared<T
       left_load.load(call, left, (slab + 1) * kSlabColumns<T>);
       right_load.load(call, right, (slab + 1) * kSlabColumns<T>);
     }
-    scores.add(shared.left[buffer], own, shared.right[buffer], live);
+    // Rows of the right side that do not exist are zeros: a test for each panel would cost more than they do.
+    if (own < left.left) scores.add(shared.left[buffer], own, shared.right[buffer], kCrossPanels);
     buffer ^= 1;
     if (more) {
       left_load.write(shared.left[buffer]);
