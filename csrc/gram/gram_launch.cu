@@ -55,11 +55,9 @@ template <typename T, int kTiles, bool kTf32>
 Status launch_rows(const GramDevice& args, unsigned blocks, cudaStream_t stream) {
   const auto kernel = gram_rows_kernel<T, kTiles, kTf32>;
   constexpr int kBytes = sizeof(device::GramStages);
-  // More than a kernel may have unasked.
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes) != cudaSuccess)
-    return launch_status();
-  kernel<<<blocks, kGramThreads, kBytes, stream>>>(args);
-  return Status::kOk;
+  const Status status = allow_shared_memory(kernel, kBytes);
+  if (status == Status::kOk) kernel<<<blocks, kGramThreads, kBytes, stream>>>(args);
+  return status;
 }
 
 template <typename T, bool kTf32>
