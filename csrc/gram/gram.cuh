@@ -18,8 +18,8 @@ constexpr std::int64_t kSampleRuns = 256;
 constexpr std::int64_t kSampleRun = kGramSampled / kSampleRuns;
 
 // The column means of a warp's rows, subtracted from them. Differences from the first row, so that equal rows
-// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are the first one
-// again. `share` is 1 / count.
+// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are the first
+// one again. `share` is 1 / count.
 template <typename T, int kPanels>
 MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t count, T share) {
   const int lane = thread() % kWarp;
@@ -164,8 +164,7 @@ struct LaneRows {
   // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0; there
   // are none when kWhole.
   template <bool kWhole>
-  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share,
-                         T (&rows)[kPanels][kColumns<T>]) {
+  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share, T (&rows)[kPanels][kColumns<T>]) {
     if (args.origin != nullptr) {
       T origin[kColumns<T>];
       load_row(args.origin[segment], column, width, origin);
@@ -286,7 +285,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   std::int64_t unflushed = 0;
   T values[kVectors][kPanels][kColumns<T>];
   const auto multiply = [&](int v) {
-    // Unrolled, the loop would have more factors and products in flight than there are registers.
+  // Unrolled, the loop would have more factors and products in flight than there are registers.
 #pragma unroll 1
     for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
       products.add(values[v], values[v]);
@@ -419,8 +418,8 @@ MMFL_DEVICE double sampled_mean(const GramDevice& args, std::int64_t row) {
   return sum / static_cast<double>(sampled(args));
 }
 
-// A share of the elements from which the mean of one row is estimated, which are runs of columns spread over all
-// of it: sample_parts blocks for each row.
+// A share of the elements from which the mean of one row is estimated, which are runs of columns spread over
+// all of it: sample_parts blocks for each row.
 MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
   const std::int64_t row = block_x() / args.sample_parts, part = block_x() % args.sample_parts;
   const std::int64_t count = sampled(args);

@@ -98,7 +98,7 @@ Status launch_gram(const GramPlan& plan, cudaStream_t stream) {
     gram_centroid_kernel<T><<<static_cast<unsigned>(blocks), kGramThreads, 0, stream>>>(args);
   }
   if (args.centre_rows) {
-    gram_sample_kernel<<<rows * static_cast<unsigned>(args.sample_parts), kGramThreads, 0, stream>>>(args);
+    gram_sample_kernel<<<rows* static_cast<unsigned>(args.sample_parts), kGramThreads, 0, stream>>>(args);
     gram_shift_kernel<<<1, kGramThreads, 0, stream>>>(args);
   }
   const Status status = sizeof(T) == 4 && args.tf32 ? launch_products<T, sizeof(T) == 4>(plan, stream)

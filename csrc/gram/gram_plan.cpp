@@ -57,7 +57,8 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
   const std::int64_t one = device.side * (device.side + 1) * 8;
   device.splits = std::max<std::int64_t>(
       1, std::min({most, one > 0 ? kPartialBytes / one : 1, steps.back() / kShortestSplit}));
-  const std::int64_t sampled = std::min(device.columns, kGramSampled), share = kSampledByThread * kGramThreads;
+  const std::int64_t sampled = std::min(device.columns, kGramSampled),
+                     share = kSampledByThread * kGramThreads;
   device.sample_parts = std::max<std::int64_t>(1, (sampled + share - 1) / share);
   device.mean_origin = args.mean_origin;
   device.centre_rows = args.centre_rows;

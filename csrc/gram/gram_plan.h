@@ -14,8 +14,8 @@ constexpr int kGramWarps = kGramThreads / 32;
 constexpr int kGramGroup = 32;
 // Elements of a row from which its mean is estimated.
 constexpr std::int64_t kGramSampled = 16384;
-// Entries of the partial sums that a block adds up with so many threads for each: 32 bytes at least, for memory
-// gives no less.
+// Entries of the partial sums that a block adds up with so many threads for each: 32 bytes at least, for
+// memory gives no less.
 constexpr int kFewSlices = 8, kManySlices = 64;
 template <int kSlices>
 constexpr int kJoinEntries = kGramThreads / kSlices;

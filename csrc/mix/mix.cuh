@@ -104,8 +104,7 @@ MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared
       Packing packing[kMixGroup];
 #pragma unroll
       for (int i = 0; i < kMixGroup; ++i)
-        if (shared.read[k + i])
-          packing[i] = load_row_packed(spans[from + k + i], column, width, values[i]);
+        if (shared.read[k + i]) packing[i] = load_row_packed(spans[from + k + i], column, width, values[i]);
 #pragma unroll
       for (int i = 0; i < kMixGroup; ++i) {
         if (!shared.read[k + i]) continue;

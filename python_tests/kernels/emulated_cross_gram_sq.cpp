@@ -24,8 +24,9 @@ void run_tiles(const mmfl::CrossGramSqDevice& call, Order order) {
     mmfl::device::cross_gram_sq_tile<T, kByRows, kTf32>(call, shared);
   });
   if (call.splits > 1)
-    run_grid<JoinShared>(call.products, 1, kThreads, order,
-                  [&](JoinShared& shared) { mmfl::device::cross_gram_sq_join<T, kByRows>(call, shared); });
+    run_grid<JoinShared>(call.products, 1, kThreads, order, [&](JoinShared& shared) {
+      mmfl::device::cross_gram_sq_join<T, kByRows>(call, shared);
+    });
 }
 
 template <typename T, bool kTf32>

@@ -22,10 +22,13 @@ void run_products(const mmfl::GramPlan& plan, Order order) {
                              [&](Nothing&) { mmfl::device::gram_pairs<T, kTf32>(args); });
   run_grid<mmfl::device::GramStages>(blocks(args.splits), 1, kThreads, order,
                                      [&](mmfl::device::GramStages& shared) {
-    if (plan.tiles == 1) return mmfl::device::gram_rows<T, 1, kTf32>(args, shared);
-    if (plan.tiles == 2) return mmfl::device::gram_rows<T, 2, kTf32>(args, shared);
-    if constexpr (sizeof(T) == 4) mmfl::device::gram_rows<T, 4, kTf32>(args, shared);
-  });
+                                       if (plan.tiles == 1)
+                                         return mmfl::device::gram_rows<T, 1, kTf32>(args, shared);
+                                       if (plan.tiles == 2)
+                                         return mmfl::device::gram_rows<T, 2, kTf32>(args, shared);
+                                       if constexpr (sizeof(T) == 4)
+                                         mmfl::device::gram_rows<T, 4, kTf32>(args, shared);
+                                     });
 }
 
 template <int kSlices>
