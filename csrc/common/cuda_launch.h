@@ -32,11 +32,14 @@ class DeviceGuard {
 // Of the launches since the last call.
 inline Status launch_status() { return cudaGetLastError() == cudaSuccess ? Status::kOk : Status::kCudaError; }
 
-// Lets a kernel have more shared memory than the 48 KiB it may have unasked.
+// Lets a kernel have more shared memory than the 48 KiB it may have unasked, and as many blocks of it on a
+// multiprocessor as fit.
 template <typename Kernel>
 Status allow_shared_memory(Kernel kernel, int bytes) {
-  cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       bytes);
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       cudaSharedmemCarveoutMaxShared);
   return launch_status();
 }
 

@@ -1,6 +1,7 @@
-// A warp holds the products of its rows in registers and reads columns straight into the layout of the
-// matrix instructions: nothing is staged in shared memory and nothing waits for another warp. For the product
-// X X^T the same registers are the left and the right operand. README.md beside this file derives the shifts.
+// A warp holds the products of its rows in registers and reads columns in the layout of the matrix
+// instructions: every lane copies to shared memory what it will read itself, and nothing waits for another
+// warp. For the product X X^T the same registers are the left and the right operand. README.md beside this
+// file derives the shifts.
 #pragma once
 
 #include "common/block_sum.cuh"
@@ -284,8 +285,8 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   bool fresh = true;
   std::int64_t unflushed = 0;
   T values[kVectors][kPanels][kColumns<T>];
-  const auto multiply = [&](int v) {
   // Unrolled, the loop would have more factors and products in flight than there are registers.
+  const auto multiply = [&](int v) {
 #pragma unroll 1
     for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
       products.add(values[v], values[v]);
