@@ -168,7 +168,7 @@ struct LaneRows {
   MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share, T (&rows)[kPanels][kColumns<T>]) {
     if (args.origin != nullptr) {
       T origin[kColumns<T>];
-      load_row(args.origin[segment], column, width, origin);
+      load_row(args.origin[segment], column, kWhole ? column + kColumns<T> : width, origin);
 #pragma unroll
       for (int c = 0; c < kColumns<T>; ++c)
 #pragma unroll
@@ -208,7 +208,7 @@ struct LaneRows {
 template <typename T, int kVectors>
 struct Walk {
   static constexpr std::int64_t kStepColumns = 4 * kVectors * kColumns<T>;
-  static constexpr std::int64_t kFlushSteps = kFlushColumns / kStepColumns;
+  static constexpr int kFlushSteps = static_cast<int>(kFlushColumns / kStepColumns);
 
   const GramDevice& args;
   std::int64_t step;
@@ -234,10 +234,11 @@ struct Walk {
     width = args.starts[segment + 1] - args.starts[segment];
   }
 
-  // Of the steps to come, those that lie in the segment with all their columns.
-  MMFL_DEVICE std::int64_t whole_steps() const {
+  // Of the next `most` steps, those that lie in the segment with all their columns.
+  MMFL_DEVICE int whole_steps(int most) const {
     const std::int64_t whole = (width - column) / kStepColumns, left = end - step;
-    return whole < left ? whole : left;
+    const std::int64_t count = whole < left ? whole : left;
+    return count < most ? static_cast<int>(count) : most;
   }
 
   // Whether that led to another segment.
@@ -271,9 +272,9 @@ struct GramStages {
 template <typename T, int kTiles, bool kTf32>
 MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   constexpr int kPanels = 2 * kTiles, kVectors = 4 / kTiles;
-  const std::int64_t split = block_x() * kGramWarps + thread() / kWarp;
+  // Splits are few: see plan_gram.
+  const int split = static_cast<int>(block_x()) * kGramWarps + thread() / kWarp;
   if (split >= args.splits) return;
-  double* partial = args.partial + split * args.side * (args.side + 1);
   auto& stages = shared.of[thread() / kWarp];
 
   LaneRows<T, kPanels, kVectors> rows(args, 0);
@@ -283,7 +284,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   rows.enter(walk.segment);
   const T share = T(1) / static_cast<T>(args.rows);
   bool fresh = true;
-  std::int64_t unflushed = 0;
+  int unflushed = 0;
   T values[kVectors][kPanels][kColumns<T>];
   // Unrolled, the loop would have more factors and products in flight than there are registers.
   const auto multiply = [&](int v) {
@@ -294,30 +295,28 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
     }
   };
   while (walk.step < walk.end) {
-    std::int64_t count = rows.staged ? walk.whole_steps() : 0;
-    if (count > walk.kFlushSteps - unflushed) count = walk.kFlushSteps - unflushed;
+    int count = rows.staged ? walk.whole_steps(walk.kFlushSteps - unflushed) : 0;
     if (count > 0) {
-      std::int64_t ahead = walk.column;
-      const std::int64_t end = walk.column + count * walk.kStepColumns;
-      const auto copy = [&](int stage) {
-        if (ahead < end) rows.copy(ahead, stages[stage]);
+      // The step so many behind the one at walk.column.
+      const auto copy = [&](int behind, int left, int stage) {
+        if (behind < left) rows.copy(walk.column + behind * walk.kStepColumns, stages[stage]);
         end_copies();
-        ahead += walk.kStepColumns;
       };
-      for (int stage = 0; stage < kGramStages - 1; ++stage) copy(stage);
+      for (int stage = 0; stage < kGramStages - 1; ++stage) copy(stage, count, stage);
       int stage = 0, free_stage = kGramStages - 1;
-      for (std::int64_t column = walk.column; column < end; column += walk.kStepColumns) {
+      for (int left = count; left > 0; --left) {
         wait_for_copies<kGramStages - 2>();
         rows.take(stages[stage], values);
         // To where the step before lay, whose values have been used.
-        copy(free_stage);
+        copy(kGramStages - 1, left, free_stage);
         free_stage = stage;
         stage = stage == kGramStages - 1 ? 0 : stage + 1;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          rows.template shift<true>(rows.column_of(v, column), walk.width, share, values[v]);
+          rows.template shift<true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
           multiply(v);
         }
+        walk.column += walk.kStepColumns;
       }
     } else {
       rows.load(walk.column, walk.width, values);
@@ -331,6 +330,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
     if (walk.advance(count)) rows.enter(walk.segment);
     unflushed += count;
     if (unflushed == walk.kFlushSteps || walk.step == walk.end) {
+      double* partial = args.partial + split * args.side * (args.side + 1);
       flush_products(products, args.side, fresh, partial);
       rows.flush_sums(0, fresh, partial + args.side * args.side);
       fresh = false;
@@ -358,7 +358,7 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
   left.enter(walk.segment);
   right.enter(walk.segment);
   bool fresh = true;
-  std::int64_t unflushed = 0;
+  int unflushed = 0;
   while (walk.step < walk.end) {
     T values[1][kPanels][kColumns<T>], others[1][kPanels][kColumns<T>];
     left.load(walk.column, walk.width, values);

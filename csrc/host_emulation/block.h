@@ -3,8 +3,8 @@
 // have arrived. Between two barriers the threads run one after the other, so a body that lacks a barrier
 // reads what nobody has written yet. Shared memory starts as NaN for that reason.
 //
-// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() and wait_for_copies() do nothing, which a test needs to
-// see them missed: in the launch whose number the environment variable of that name gives, or in all.
+// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() and wait_for_copies() do nothing, which a test needs
+// to see them missed: in the launch whose number the environment variable of that name gives, or in all.
 #pragma once
 
 #include <ucontext.h>
