@@ -130,10 +130,9 @@ template <typename E, bool kTf32>
 MMFL_DEVICE void add_chunks(ChunkProducts<Compute<E>, kTf32>& products, const Chunk16 (&left)[2],
                             const Chunk16 (&right)[4], int live) {
   if constexpr (sizeof(E) == 2) {
-    const bool all = live >= 4;
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      if (!all && n >= live) continue;
+      if (n >= live) continue;
       float product[4] = {};
 #pragma unroll
       for (int w = 0; w < 4; w += 2) {
