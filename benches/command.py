@@ -1,4 +1,4 @@
-"""The commands ``mmfl-fast bench ops``, ``sim``, ``growth``, ``server`` and ``population``."""
+"""The commands ``mmfl-fast bench ops``, ``sim``, ``growth``, ``rounds``, ``server`` and ``population``."""
 
 from __future__ import annotations
 
@@ -124,6 +124,40 @@ def bench_growth(
     if threads is not None:
         torch.set_num_threads(threads)
     growth.run(counts, sizes, seconds, json_file, picture)
+
+
+def bench_rounds(
+    device: Annotated[Device, typer.Option(help="Where the clients train.")] = Device.cpu,
+    clients: Annotated[int, typer.Option(min=8, help="In a round.")] = 1000,
+    rows: Annotated[int, typer.Option(min=1, help="Of each client.")] = 256,
+    sequential: Annotated[
+        int, typer.Option(min=8, help="Clients of the round in which one follows the other.")
+    ] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, after one to warm up.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels. Default: torch's.")
+    ] = None,
+) -> None:
+    """Time whole rounds of M3Fed with many clients, on a CPU or a GPU.
+
+    Clients in a stack are compared with the same ones alone first; if they differ, nothing is timed. Beside
+    the round stand one client after the other and, on a GPU, the share of what its memory and its multipliers
+    could do at best, both measured in the same run.
+
+    Examples:
+      mmfl-fast bench rounds --threads 2
+
+      mmfl-fast bench rounds --device cuda --clients 10000 --json rounds.json
+    """
+    from . import rounds as bench
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if not bench.run(device.value, clients, rows, sequential, rounds, json_file):
+        raise typer.Exit(1)
 
 
 def bench_server(

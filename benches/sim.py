@@ -40,7 +40,8 @@ from mmfl_fast.federation import (
 from mmfl_fast.federation.batching import gather, shuffled_rows
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_workers import map_clients, one_torch_thread
-from mmfl_fast.federation.local_training import LocalResult, train_clients
+from mmfl_fast.federation.local_result import LocalResult
+from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.streams import torch_generator
 from mmfl_fast.kernels import extension

@@ -19,7 +19,14 @@ from rich.table import Table
 
 import mmfl_fast
 from mmfl_fast import algorithms, data
-from mmfl_fast.benches.command import bench_growth, bench_ops, bench_population, bench_server, bench_sim
+from mmfl_fast.benches.command import (
+    bench_growth,
+    bench_ops,
+    bench_population,
+    bench_rounds,
+    bench_server,
+    bench_sim,
+)
 from mmfl_fast.experiments import presets
 from mmfl_fast.experiments.compare import CellError, compare
 from mmfl_fast.experiments.dry_run import tell_comparison, tell_run
@@ -366,6 +373,7 @@ def data_missing(
 bench_app.command("ops")(bench_ops)
 bench_app.command("sim")(bench_sim)
 bench_app.command("growth")(bench_growth)
+bench_app.command("rounds")(bench_rounds)
 bench_app.command("server")(bench_server)
 bench_app.command("population")(bench_population)
 

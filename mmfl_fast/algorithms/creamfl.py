@@ -215,7 +215,7 @@ class CreamFL(FusionFedAvg):
     def _public_values(self, task: Task, public: ClientState) -> dict[str, Tensor]:
         rows = public["rows"]
         batch = min(self.config.public_batch, len(rows))
-        turn = (public["turn"] * batch + torch.arange(batch)) % len(rows)
+        turn = (public["turn"] * batch + torch.arange(batch, device=rows.device)) % len(rows)
         return gather(task, rows[turn]).inputs.values
 
     def _common(self, model: ClientState, values: Mapping[str, Tensor]) -> ClientState:

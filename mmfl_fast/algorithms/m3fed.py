@@ -186,8 +186,10 @@ class M3Fed(BackboneAlgorithm):
             "adjusted_rand_index": adjusted_rand_index(state.clusters, state.modalities),
         }
         if self.config.projection and len(state.members):
-            gaps = [(state.personal[i]["T"] - state.operators[i]["G"]).norm() for i in state.members.tolist()]
-            values["operator_gap"] = float(torch.stack(gaps).mean())
+            members = state.members.tolist()
+            own = torch.stack([state.personal[i]["T"] for i in members])
+            shared = torch.stack([state.operators[i]["G"] for i in members])
+            values["operator_gap"] = float((own - shared).flatten(1).norm(dim=1).mean())
         return values
 
     def similarity(self, state: M3FedState) -> Tensor | None:

@@ -173,7 +173,7 @@ class SMIL(BranchAlgorithm):
         """Outer loss at theta*, and the penalty."""
         c = self.config
         values, present = batch.inputs.values, batch.inputs.present
-        kept = self._kept(batch)
+        kept = nn.named(values, c.support, batch.labels.device)
         only_support_lacks = nn.surely_complete(present)
         if only_support_lacks:
             # Which rows lack what is then known without the batch, also in a step that is recorded for many.
@@ -314,12 +314,6 @@ class SMIL(BranchAlgorithm):
     def _parted(self, drawn: Tensor, like: dict[str, Tensor]) -> Noise:
         w, r = drawn.split(self._noise_widths(like), dim=1)
         return Noise(w.reshape(len(drawn), len(like), self.config.priors), r)
-
-    def _kept(self, batch: Batch) -> Tensor:
-        """Modalities that a row of a support set keeps, bool ``[M]``."""
-        support = self.config.support
-        names = batch.inputs.values
-        return torch.tensor([support is None or m in support for m in names], device=batch.labels.device)
 
     def _divergence_of_weights(self, params: ClientState, rows: _Rows, skipped: Set[str]) -> Tensor:
         """KL of w over the known priors of the modalities that are rebuilt; 0 where none is drawn."""

@@ -119,10 +119,7 @@ class ThreeFM(BranchAlgorithm):
     def _sets(self, batch: Batch) -> tuple[Callable[[ClientState], Tensor], Callable[[ClientState], Tensor]]:
         """Cross-entropy on the support and on the query rows of a batch, as functions of the parameters."""
         every = self.config.support_every
-        kept = torch.tensor(
-            [self.config.support is None or name in self.config.support for name in batch.inputs.values],
-            device=batch.labels.device,
-        )
+        kept = nn.named(batch.inputs.values, self.config.support, batch.labels.device)
         rows = torch.arange(len(batch.labels), device=batch.labels.device)
 
         def on(chosen: Tensor, modalities: Tensor) -> Callable[[ClientState], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -173,6 +174,7 @@ class Uploads:
         return Uploads([self.clients[p] for p in positions], [self._rows[p] for p in positions])
 
 
+@cache
 def part_of(name: str) -> str:
     """The part a parameter belongs to: what stands before the first dot."""
     return name.split(".", 1)[0]

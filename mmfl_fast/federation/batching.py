@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,17 +25,19 @@ def gather(task: Task, rows: Tensor) -> Batch:
     return Batch(Inputs(values, task.present[rows]), task.labels[rows])
 
 
-def gather_stacked(task: Task, rows: Sequence[Tensor]) -> Batch:
-    """Batches of k clients side by side, ``[k, B, ...]``; shorter ones are padded with rows labelled -100."""
-    width = max(len(r) for r in rows)
-    index = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1)
-    padding = (index < 0).to(task.labels.device)
-    batch = gather(task, index.clamp(min=0).reshape(-1))
-    shape = (len(rows), width)
+def gather_stacked(task: Task, rows: Tensor) -> Batch:
+    """Batches of k clients side by side: ``rows`` ``[k, B]`` on the task's device gives ``[k, B, ...]``.
+
+    Row -1 is padding: zero, without modalities, and labelled -100.
+    """
+    padding = rows < 0
+    batch = gather(task, rows.clamp(min=0).reshape(-1))
     values = {
-        name: t.reshape(*shape, *t.shape[1:]).masked_fill(padding.reshape(*shape, *[1] * (t.dim() - 1)), 0)
+        name: t.reshape(*rows.shape, *t.shape[1:]).masked_fill(
+            padding.reshape(*rows.shape, *[1] * (t.dim() - 1)), 0
+        )
         for name, t in batch.inputs.values.items()
     }
-    present = batch.inputs.present.reshape(*shape, -1) & ~padding.unsqueeze(-1)
-    labels = batch.labels.reshape(shape).masked_fill(padding, PADDING_LABEL)
+    present = batch.inputs.present.reshape(*rows.shape, -1) & ~padding.unsqueeze(-1)
+    labels = batch.labels.reshape(rows.shape).masked_fill(padding, PADDING_LABEL)
     return Batch(Inputs(values, present), labels)

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Hashable, Sequence
 
 from mmfl_fast.data import Client
-from mmfl_fast.federation.algorithm import ClientState
+from mmfl_fast.federation.algorithm import ClientState, Phase
+from mmfl_fast.federation.machine_limits import free_memory
 from mmfl_fast.federation.row_layout import Signature, signature
+from mmfl_fast.federation.step_memory import bytes_per_client
 
-# Parameters, start, gradient, velocity and the activations of small models, in units of the parameters.
-_COPIES_PER_CLIENT = 8
+
+class ChunkSizes:
+    """Clients that are trained together, of each shape: the same number in all rounds of a run.
+
+    Args:
+        chunk: asked for; None lets the device decide. On a CPU that is one, because the stacked weights of
+            many clients leave the cache; on a GPU as many as the budget holds.
+        memory_gib: budget in GiB for a chunk on a GPU; None takes half of what is free.
+    """
+
+    def __init__(self, chunk: int | None, memory_gib: float | None) -> None:
+        self._chunk = chunk
+        self._memory_gib = memory_gib
+        self._fitted: dict[Hashable, int] = {}
+
+    def of(self, client: Client, start: ClientState, phases: Sequence[Phase]) -> int:
+        """Size for clients like this one, which has the most rows of them."""
+        device = client.task.labels.device
+        if self._chunk is not None or device.type == "cpu":
+            return self._chunk or 1
+        key = (client.task_index, signature(start))
+        if key not in self._fitted:
+            needed = bytes_per_client(client, start, phases)
+            budget = free_memory(device).free / 2 if self._memory_gib is None else self._memory_gib * 2**30
+            self._fitted[key] = max(1, int(budget / needed))
+        return self._fitted[key]
 
 
 def cut_cohorts(
-    clients: Sequence[Client], starts: Sequence[ClientState], chunk: int | None, memory_gib: float | None
+    clients: Sequence[Client], starts: Sequence[ClientState], phases: Sequence[Phase], sizes: ChunkSizes
 ) -> list[list[int]]:
     """Group clients that can be stacked and cut the groups into chunks.
 
     Args:
         clients: of this round.
         starts: what each starts from.
-        chunk: clients per chunk; None lets the device decide. On a CPU that is one, because the stacked
-            weights of many clients leave the cache; on a GPU as many as the memory budget holds.
-        memory_gib: budget in GiB for a chunk on a GPU; None takes half of what is free.
+        phases: of the round.
+        sizes: of the chunks.
 
     Returns:
         Positions in ``clients``, chunk by chunk, the costliest chunk first.
@@ -34,17 +57,8 @@ def cut_cohorts(
         cohorts.setdefault((client.task_index, signature(start)), []).append(position)
     chunks: list[list[int]] = []
     for members in cohorts.values():
-        size = chunk or _automatic_chunk(starts[members[0]], memory_gib)
         # Clients of like size side by side: the stack then seldom waits for its longest member.
         members.sort(key=lambda p: (-clients[p].num_train, p))
+        size = sizes.of(clients[members[0]], starts[members[0]], phases)
         chunks += [members[i : i + size] for i in range(0, len(members), size)]
     return sorted(chunks, key=lambda c: -sum(clients[p].num_train for p in c))
-
-
-def _automatic_chunk(start: ClientState, memory_gib: float | None) -> int:
-    device = next(iter(start.values())).device
-    if device.type == "cpu":
-        return 1
-    free = torch.cuda.mem_get_info(device)[0] / 2 if memory_gib is None else memory_gib * 2**30
-    per_client = _COPIES_PER_CLIENT * sum(t.numel() * t.element_size() for t in start.values())
-    return max(1, int(free // per_client))

@@ -42,13 +42,16 @@ class EngineConfig(BaseModel):
     native_steps: Literal["auto", "off"] = Field(
         "auto", description="local training on a CPU: native code where it knows the model; off: torch alone"
     )
+    step_graphs: Literal["auto", "off"] = Field(
+        "auto", description="local training on a GPU: repeated steps as CUDA graphs; off: launch by launch"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="of the matrix products in local training; bfloat16 is torch's autocast, parameters and "
         "optimiser stay float32",
     )
 
-    @field_validator("native_steps", mode="before")
+    @field_validator("native_steps", "step_graphs", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
         # As YAML reads the word.

@@ -53,11 +53,11 @@ class Evaluation:
 
 
 def predictions(algorithm: Algorithm, params: ClientState, client: Client) -> Tensor:
-    """Predicted classes ``[n]`` of a client's test rows."""
+    """Predicted classes ``[n]`` of a client's test rows, on its device."""
     classes = []
     with torch.no_grad():
         for rows in client.test_rows.split(_ROWS_PER_FORWARD):
-            classes.append(algorithm.predict(params, gather(client.task, rows).inputs).argmax(dim=-1).cpu())
+            classes.append(algorithm.predict(params, gather(client.task, rows).inputs).argmax(dim=-1))
     return torch.cat(classes)
 
 
@@ -86,7 +86,8 @@ def evaluate(
         members = by_task.get(number)
         if not members:
             continue
-        truth = [task.labels[c.test_rows.to(task.labels.device)].cpu() for c in members]
+        labels_of_all = task.labels.cpu()
+        truth = [labels_of_all[c.test_rows] for c in members]
         for client, labels in zip(members, truth, strict=True):
             per_client[client.index] = (predicted[client.index] == labels).double().mean()
         own = per_client[[c.index for c in members]]

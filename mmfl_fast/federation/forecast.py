@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 import tracemalloc
@@ -21,7 +22,7 @@ from mmfl_fast.federation.algorithm import Algorithm, ClientState, Phase, State,
 from mmfl_fast.federation.checkpoints import to_device
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_workers import one_torch_thread
-from mmfl_fast.federation.cohorts import cut_cohorts
+from mmfl_fast.federation.cohorts import ChunkSizes, cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.disk_table import BYTES_PER_ROW, SLOTS
 from mmfl_fast.federation.evaluation import predictions
@@ -341,6 +342,7 @@ def _measured(
         phases = algorithm.client_phases()
         if engine.precision == "bfloat16":
             phases = in_bfloat16(phases, device)
+        sizes = ChunkSizes(engine.chunk, engine.memory_gib)
         steps: dict[str, str] = {}
         tasks: list[_OfTask] = []
         clients, rows = [], []
@@ -348,14 +350,19 @@ def _measured(
             probes = _probes(part, number)
             if not probes:
                 continue
+            own = whole.num_train[np.asarray(whole.of_task(number))]
             starts = [algorithm.broadcast(state, c) for c in probes]
-            chunks = cut_cohorts(probes, starts, engine.chunk, engine.memory_gib)
-            for name, kind in _kinds_of_steps(probes, starts, phases, engine, max(map(len, chunks))).items():
+            chunk = sizes.of(probes[-1], starts[-1], phases)
+            for name, kind in _kinds_of_steps(probes, starts, phases, engine, chunk).items():
                 steps[name] = kind if steps.get(name, "native") == "native" else steps[name]
+            if device.type != "cpu":
+                # A GPU takes about as long for many clients as for a few.
+                times = -(-min(chunk, math.ceil(engine.participation * np.count_nonzero(own))) // len(probes))
+                probes, starts = probes * times, starts * times
+            chunks = cut_cohorts(probes, starts, phases, sizes)
             tasks.append(
                 _of_task(algorithm, probes, starts, chunks, phases, seed, "native" in steps.values())
             )
-            own = whole.num_train[np.asarray(whole.of_task(number))]
             clients.append(np.count_nonzero(own))
             rows.append(own.sum())
     numbers = [n for task in tasks for n in task.parameters]
@@ -417,7 +424,8 @@ def _of_task(
         results = train_clients(members, own, phases, 0, seed, steps, memory)
         seconds += _clock(device) - began
         up += sum(_bytes(algorithm.upload(r.params, c)) for r, c in zip(results, members, strict=True))
-    tested = [(c, s) for c, s in zip(clients, starts, strict=True) if len(c.test_rows)]
+    different = dict(zip(clients, starts, strict=True))
+    tested = [(c, s) for c, s in different.items() if len(c.test_rows)]
     began = _clock(device)
     for client, start in tested:
         predictions(algorithm, start, client)

@@ -1,41 +1,24 @@
-"""A client's round: its phases, for one client alone or for a stack of clients at once."""
+"""A client's round: its phases, for a client alone; several go to :mod:`.stacked_training`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmfl_fast.data import Client
-from mmfl_fast.federation.algorithm import Batch, ClientState, Context, Phase
-from mmfl_fast.federation.batching import gather, gather_stacked, shuffled_rows
+from mmfl_fast.federation.algorithm import ClientState, Context, Phase
+from mmfl_fast.federation.batching import gather, shuffled_rows
 from mmfl_fast.federation.client_memory import ClientMemory
+from mmfl_fast.federation.client_stack import ClientStacks
+from mmfl_fast.federation.local_result import LocalResult
 from mmfl_fast.federation.native_steps import NativeSteps
 from mmfl_fast.federation.optimisers import Slots, clip_gradients
+from mmfl_fast.federation.stacked_training import train_stack
 from mmfl_fast.federation.streams import Purpose, stream
 
 _TRUE, _FALSE = torch.tensor(True), torch.tensor(False)
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What local training made of one client.
-
-    Attributes:
-        params: its state after the last phase.
-        loss: mean over all steps of the round, 0-dim tensor.
-        steps: optimiser steps taken.
-        samples: rows seen, each as often as it was seen.
-        finite: whether all of ``params`` is, 0-dim bool tensor.
-    """
-
-    params: ClientState
-    loss: Tensor
-    steps: int
-    samples: int
-    finite: Tensor
 
 
 def train_clients(
@@ -46,6 +29,7 @@ def train_clients(
     seed: int,
     native: NativeSteps | None = None,
     memory: ClientMemory | None = None,
+    stacks: ClientStacks | None = None,
 ) -> list[LocalResult]:
     """Run the phases of one round for clients of one task and one signature.
 
@@ -57,6 +41,7 @@ def train_clients(
         seed: of the run.
         native: steps prepared for this round; a client alone takes them where there are some. None for none.
         memory: for the results of clients alone; None takes fresh memory.
+        stacks: for several clients; None takes fresh memory.
 
     Returns:
         One result per client, in order. It does not depend on which clients are trained together, beyond
@@ -66,7 +51,7 @@ def train_clients(
     passes = [[shuffled_rows(c, draw) for _ in phases] for c, draw in zip(clients, draws, strict=True)]
     if len(clients) == 1:
         return [_train_one(clients[0], starts[0], phases, passes[0], round_index, native, memory)]
-    return _train_stack(clients, starts, phases, passes, round_index)
+    return train_stack(clients, starts, phases, passes, round_index, stacks)
 
 
 def _train_one(
@@ -125,7 +110,7 @@ def _take_steps(
     leaves = [params[n].detach().requires_grad_() for n in names]
     current = {**params, **dict(zip(names, leaves, strict=True))}
     losses = []
-    for batch in rows.split(phase.batch_size):
+    for batch in rows.to(client.task.labels.device).split(phase.batch_size):
         loss = phase.loss(current, gather(client.task, batch), context)
         gradients: Sequence[Tensor] = torch.autograd.grad(
             loss, leaves, allow_unused=True, materialize_grads=True
@@ -136,67 +121,3 @@ def _take_steps(
             phase.optimiser.step(leaves, gradients, slots)
         losses.append(loss.detach())
     return torch.stack(losses)
-
-
-def _train_stack(
-    clients: Sequence[Client],
-    starts: Sequence[ClientState],
-    phases: Sequence[Phase],
-    passes: Sequence[Sequence[Tensor]],
-    round_index: int,
-) -> list[LocalResult]:
-    # Longest first, so that the clients still active at any step are a leading slice of the stack.
-    order = sorted(range(len(clients)), key=lambda i: -clients[i].num_train)
-    task = clients[0].task
-    params = {name: torch.stack([starts[i][name] for i in order]) for name in starts[0]}
-    start = {name: tensor.clone() for name, tensor in params.items()}
-    memory: dict[str, Slots] = {}
-    total = torch.zeros(len(clients), device=task.labels.device)
-    for number, phase in enumerate(phases):
-        names = phase.moving(params)
-        fixed = [n for n in params if n not in set(names)]
-        slots = memory.setdefault(phase.name, phase.optimiser.slots([params[n] for n in names]))
-
-        def objective(
-            moving: ClientState, still: ClientState, batch: Batch, context: Context, phase: Phase = phase
-        ) -> Tensor:
-            return phase.loss({**still, **moving}, batch, context)
-
-        def gradients_and_loss(
-            moving: ClientState, still: ClientState, batch: Batch, context: Context, phase: Phase = phase
-        ) -> tuple[list[Tensor], Tensor]:
-            found, loss = torch.func.grad_and_value(objective)(moving, still, batch, context)
-            gradients = list(found.values())
-            if phase.largest_norm is not None:
-                gradients = clip_gradients(gradients, phase.largest_norm)
-            return gradients, loss
-
-        step = torch.func.vmap(gradients_and_loss, in_dims=(0, 0, 0, Context(0, None)))  # type: ignore[arg-type]
-        batches = [passes[i][number].split(phase.batch_size) for i in order]
-        for position in range(len(batches[0])):
-            rows = [b[position] for b in batches if position < len(b)]
-            k = len(rows)
-            moving = {n: params[n][:k] for n in names}
-            gradients, loss = step(
-                moving,
-                {n: params[n][:k] for n in fixed},
-                gather_stacked(task, rows),
-                Context({n: t[:k] for n, t in start.items()}, round_index),
-            )
-            phase.optimiser.step(
-                list(moving.values()),
-                gradients,
-                [[s[:k] for s in slot] for slot in slots],
-            )
-            total[:k] += loss.detach()
-        if phase.after is not None:
-            params = phase.after(params)
-    finite = torch.stack([t.reshape(len(t), -1).sum(dim=1) for t in params.values()]).isfinite().all(dim=0)
-    results: dict[int, LocalResult] = {}
-    for position, i in enumerate(order):
-        pairs = zip(phases, passes[i], strict=True)
-        steps = sum(-(-len(rows) // phase.batch_size) for phase, rows in pairs)
-        samples = sum(len(rows) for rows in passes[i])
-        own = {name: tensor[position] for name, tensor in params.items()}
-        results[i] = LocalResult(own, total[position] / steps, steps, samples, finite[position])
-    return [results[i] for i in range(len(clients))]

@@ -22,9 +22,13 @@ class Room(NamedTuple):
 
 
 def free_memory(device: torch.device) -> Room:
-    """The least of what machine, container and limits of the shell leave; on a GPU what it has."""
+    """The least of what machine, container and limits of the shell leave; on a GPU what it has.
+
+    Memory that torch keeps there for later counts as free.
+    """
     if device.type == "cuda":
-        return Room(torch.cuda.mem_get_info(device)[0], str(device))
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Room(torch.cuda.mem_get_info(device)[0] + kept, str(device))
     rooms = [_of_machine(), *_of_container(), *_of_shell()]
     return min(rooms, key=lambda room: room.free)
 

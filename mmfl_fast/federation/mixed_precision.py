@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,14 +16,18 @@ def in_bfloat16(phases: Sequence[Phase], device: torch.device) -> list[Phase]:
 
     No scaling of the loss is needed: bfloat16 has the exponents of float32.
     """
-    return [replace(phase, loss=_autocast(phase.loss, device.type)) for phase in phases]
+    return [replace(phase, loss=_Autocast(phase.loss, device.type)) for phase in phases]
 
 
-def _autocast(loss: Loss, device_type: str) -> Loss:
-    def call(params: ClientState, batch: Batch, context: Context) -> Tensor:
+@dataclass(frozen=True)
+class _Autocast:
+    """A loss under autocast; equal for equal losses, which tells that a recorded step may be repeated."""
+
+    loss: Loss
+    device_type: str
+
+    def __call__(self, params: ClientState, batch: Batch, context: Context) -> Tensor:
         # Without its cache of rounded weights, which would hold tensors of a transform that has ended.
-        with torch.autocast(device_type, torch.bfloat16, cache_enabled=False):
-            value = loss(params, batch, context)
+        with torch.autocast(self.device_type, torch.bfloat16, cache_enabled=False):
+            value = self.loss(params, batch, context)
         return value.float()
-
-    return call

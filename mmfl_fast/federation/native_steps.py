@@ -8,9 +8,8 @@ row costs far more, and there are three more sizes between each two.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from mmfl_fast.data import Client
 from mmfl_fast.federation.algorithm import ClientState, Context, Phase
 from mmfl_fast.federation.batching import PADDING_LABEL, gather
+from mmfl_fast.federation.observed_context import ObservedContext
 from mmfl_fast.federation.optimisers import Adam, Optimiser, Sgd, Slots
 from mmfl_fast.federation.row_layout import signature
 from mmfl_fast.federation.streams import normal_rows
@@ -280,7 +280,7 @@ def _record(client: Client, start: ClientState, phase: Phase, capacity: int, rou
     rows = client.train_rows[torch.arange(capacity) % client.num_train]
     batch = gather(task, rows)
     params = {n: t.clone(memory_format=torch.contiguous_format) for n, t in start.items()}
-    context = _ObservedContext({n: t.clone() for n, t in params.items()}, round_index)
+    context = _NoiseApart({n: t.clone() for n, t in params.items()}, round_index)
     leaves = [params[n].requires_grad_() for n in names]
     absent, complete, present = _absent(client), _complete(client), batch.inputs.present
     false = [column for column, is_absent in zip(present.unbind(dim=1), absent, strict=True) if is_absent]
@@ -310,34 +310,18 @@ def _record(client: Client, start: ClientState, phase: Phase, capacity: int, rou
     )
 
 
-class _ObservedContext(Context):
-    """A context that remembers whether somebody looked at the number of the round.
+class _NoiseApart(ObservedContext):
+    """A context whose noise does not count as a look at the round: later rounds put theirs in its place.
 
     Attributes:
-        round_seen: whether.
         drawn: noise that was taken from it.
     """
 
-    round_seen: bool = False
     drawn: tuple[Tensor, ...] = ()
 
     def noise(self, like: Tensor, width: int) -> Tensor:
         seen = self.round_seen
         drawn = super().noise(like, width)
         if drawn.dtype == torch.float32:
-            # Later rounds put theirs in its place.
             self.drawn, self.round_seen = (*self.drawn, drawn), seen
         return drawn
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "round":
-            self.round_seen = True
-        return super().__getattribute__(name)
-
-    def __getitem__(self, key: Any) -> Any:
-        self.round_seen = True
-        return super().__getitem__(key)
-
-    def __iter__(self) -> Iterator[Any]:
-        self.round_seen = True
-        return super().__iter__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mmfl_fast.federation.persistent_map import PersistentMap
-from mmfl_fast.federation.row_layout import RowLayout, Signature, placed, signature
+from mmfl_fast.federation.row_layout import RowLayout, Signature, layout_on, placed, signature
 
 Row = Mapping[str, Tensor]
 Table = TypeVar("Table", bound="ParameterTable")
 
 # Beside the bytes of its tensors: what torch and Python keep of a row that has been replaced.
 BYTES_PER_REPLACED_ROW = 700
-# Of which some are copied at a time.
+# Of which some are moved at a time.
 _ROWS = 1024
 
 
@@ -57,6 +57,7 @@ class ParameterTable:
         return table
 
     def _set_up(self, starts: Sequence[Row], start_of: NDArray[np.int32]) -> None:
+        device = _device_of(starts)
         layouts: dict[Signature, RowLayout] = {}
         # Rows that share a tensor still do so.
         own: dict[int, Tensor] = {}
@@ -69,11 +70,11 @@ class ParameterTable:
             self._starts.append({name: own[id(tensor)] for name, tensor in start.items()})
             kind = signature(start)
             if kind not in layouts:
-                layouts[kind] = RowLayout(kind)
+                layouts[kind] = layout_on(kind, device)
             self._layouts.append(layouts[kind])
         self._start_of = start_of
         self._count = int(np.count_nonzero(start_of >= 0))
-        self._replaced: PersistentMap[Tensor] = PersistentMap(len(start_of))
+        self._replaced: PersistentMap[Any] = PersistentMap(len(start_of))
 
     def __len__(self) -> int:
         return self._count
@@ -91,7 +92,7 @@ class ParameterTable:
         """Named tensors of one row, which others may share; do not write to them."""
         start = self._start(row)
         block = self._replaced.get(row)
-        return dict(self._starts[start]) if block is None else self._layouts[start].views(block)
+        return dict(self._starts[start]) if block is None else self._layouts[start].read(block)
 
     def get(self, row: int) -> dict[str, Tensor]:
         """The same, or nothing for a row that the table does not have."""
@@ -107,14 +108,19 @@ class ParameterTable:
             KeyError: a row that the table does not have.
             ValueError: names, shapes or dtypes that differ from the row's.
         """
-        layouts = [self._layout_for(row, parameters) for row, parameters in rows.items()]
-        device = _device_of(self._starts)
-        return self._with_replaced(
+        members: dict[int, tuple[RowLayout, list[int]]] = {}
+        for row, parameters in rows.items():
+            layout = self._layout_for(row, parameters)
+            members.setdefault(id(layout), (layout, []))[1].append(row)
+        newer = self._another()
+        newer._replaced = self._replaced.updated(
             {
-                row: layout.filled(parameters, device)
-                for (row, parameters), layout in zip(rows.items(), layouts, strict=True)
+                row: kept
+                for layout, own in members.values()
+                for row, kept in zip(own, layout.kept([rows[row] for row in own]), strict=True)
             }
         )
+        return newer
 
     def changed_since(self, older: ParameterTable) -> list[int]:
         """Rows that have been replaced between an older version and this one; all of unrelated tables."""
@@ -129,10 +135,15 @@ class ParameterTable:
 
     def to(self, device: torch.device) -> ParameterTable:
         """The table on a device."""
+        if device == _device_of(self._starts):
+            return self
         moved = ParameterTable.of_kinds(
             [{n: t.to(device) for n, t in start.items()} for start in self._starts], self._start_of
         )
-        return moved._with_replaced({row: block.to(device) for row, block in self._replaced.items()})
+        rows = self._numbers_replaced()
+        for first in range(0, len(rows), _ROWS):
+            moved = moved.replace({row: self[row] for row in rows[first : first + _ROWS]})
+        return moved
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
@@ -143,15 +154,15 @@ class ParameterTable:
         the numbers of the rows are copies.
         """
         found: dict[str, Tensor] = {}
-        replaced: dict[int, list[tuple[int, Tensor]]] = {}
-        for row, block in self._replaced.items():
-            replaced.setdefault(id(self._layouts[self._start_of[row]]), []).append((row, block))
+        replaced: dict[int, list[tuple[int, Any]]] = {}
+        for row, kept in self._replaced.items():
+            replaced.setdefault(id(self._layouts[self._start_of[row]]), []).append((row, kept))
         for number, (layout, starts) in enumerate(self._starts_by_layout()):
             for name, _, _ in layout.signature:
                 found[f"start/{number}/{name}"] = torch.stack([self._starts[i][name] for i in starts])
             rows = replaced.get(id(layout), [])
             found[f"row/{number}"] = torch.tensor([row for row, _ in rows], dtype=torch.int64)
-            stacks = _stacked(layout, [block for _, block in rows], _device_of(self._starts))
+            stacks = layout.stacked([kept for _, kept in rows])
             found.update({f"replaced/{number}/{name}": stack for name, stack in stacks.items()})
         return found
 
@@ -159,19 +170,22 @@ class ParameterTable:
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> ParameterTable:
         """Return a table of this layout with the values of ``tensors()`` of another one."""
         starts: dict[int, Row] = {}
-        blocks: dict[int, Tensor] = {}
         for number, (layout, own) in enumerate(self._starts_by_layout()):
             for place, start in enumerate(own):
                 # A copy: a slice of the stack would keep all of it.
                 starts[start] = {
                     name: tensors[f"start/{number}/{name}"][place].clone() for name, _, _ in layout.signature
                 }
-            stacks = {name: tensors[f"replaced/{number}/{name}"] for name, _, _ in layout.signature}
-            for place, row in enumerate(tensors[f"row/{number}"].tolist()):
-                one = {name: stack[place] for name, stack in stacks.items()}
-                blocks[row] = self._layout_for(row, one).filled(one, _device_of([one]))
         table = ParameterTable.of_kinds([starts[i] for i in range(len(self._starts))], self._start_of)
-        return table._with_replaced(blocks)
+        for number, (layout, _) in enumerate(self._starts_by_layout()):
+            stacks = {name: tensors[f"replaced/{number}/{name}"] for name, _, _ in layout.signature}
+            rows = tensors[f"row/{number}"].tolist()
+            for first in range(0, len(rows), _ROWS):
+                some = enumerate(rows[first : first + _ROWS], start=first)
+                table = table.replace(
+                    {row: {name: stack[place] for name, stack in stacks.items()} for place, row in some}
+                )
+        return table
 
     @property
     def newest(self) -> bool:
@@ -198,11 +212,6 @@ class ParameterTable:
         if signature(parameters) != layout.signature:
             raise ValueError(f"row {row}: expected {layout.signature}, got {signature(parameters)}")
         return layout
-
-    def _with_replaced(self, blocks: Mapping[int, Tensor]) -> ParameterTable:
-        newer = self._another()
-        newer._replaced = self._replaced.updated(blocks)
-        return newer
 
     def _another(self: Table) -> Table:
         newer = object.__new__(type(self))
@@ -250,16 +259,3 @@ def _told_apart(rows: Mapping[int, Row]) -> tuple[list[Row], NDArray[np.int32]]:
 
 def _device_of(rows: Iterable[Row]) -> torch.device:
     return next((t.device for row in rows for t in row.values()), torch.device("cpu"))
-
-
-def _stacked(layout: RowLayout, blocks: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The rows in blocks as ``[n, ...]`` without gaps; a few are in memory once more at a time."""
-    stacks = {
-        name: torch.empty(len(blocks), *shape, dtype=dtype, device=device)
-        for name, shape, dtype in layout.signature
-    }
-    for first in range(0, len(blocks), _ROWS):
-        some = layout.views(torch.stack(list(blocks[first : first + _ROWS])))
-        for name, stack in stacks.items():
-            stack[first : first + _ROWS] = some[name]
-    return stacks

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 # Bytes of a cache line, at which torch begins a tensor: on where one lies the rounding of a product can
 # depend.
 LINE = 64
+
+# Of which some are copied at a time.
+_ROWS = 1024
 
 Signature = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
@@ -49,7 +53,24 @@ class RowLayout:
             self._places.append((name, dtype, shape, strides, self.size // dtype.itemsize))
             self.size += pitch(shape, dtype)
 
-    def views(self, blocks: Tensor) -> dict[str, Tensor]:
+    def kept(self, rows: Sequence[Mapping[str, Tensor]]) -> list[Any]:
+        """Copies of rows, each in the form that :meth:`read` takes."""
+        return [self._filled(row) for row in rows]
+
+    def read(self, row: Any) -> dict[str, Tensor]:
+        """The named tensors of a row that was kept."""
+        return self._views(row)
+
+    def stacked(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        """Rows that were kept as ``[n, ...]`` without gaps; a few are in memory once more at a time."""
+        stacks = {name: torch.empty(len(rows), *shape, dtype=dtype) for name, shape, dtype in self.signature}
+        for first in range(0, len(rows), _ROWS):
+            some = self._views(torch.stack(list(rows[first : first + _ROWS])))
+            for name, stack in stacks.items():
+                stack[first : first + _ROWS] = some[name]
+        return stacks
+
+    def _views(self, blocks: Tensor) -> dict[str, Tensor]:
         """The row in a block, uint8 ``[size]``, or the stacks ``[n, ...]`` in n of them, ``[n, size]``."""
         typed = {dtype: blocks.view(dtype) for _, _, dtype in self.signature}
         found = {}
@@ -60,9 +81,53 @@ class RowLayout:
             found[name] = whole.as_strided((*lead, *shape), (*leading, *strides), first)
         return found
 
-    def filled(self, row: Mapping[str, Tensor], device: torch.device) -> Tensor:
-        """A block with a copy of a row."""
-        block = torch.empty(self.size, dtype=torch.uint8, device=device)
-        for name, place in self.views(block).items():
+    def _filled(self, row: Mapping[str, Tensor]) -> Tensor:
+        block = torch.empty(self.size, dtype=torch.uint8)
+        for name, place in self._views(block).items():
             place.copy_(row[name])
         return block
+
+
+class GpuRows(RowLayout):
+    """Rows of one signature on a GPU, where those that are kept together share memory.
+
+    A launch for each row and tensor would take longer than training it. The memory of rows kept together is
+    there until none of them is needed.
+
+    Args:
+        kind: signature of the rows.
+        device: of the rows.
+    """
+
+    def __init__(self, kind: Signature, device: torch.device) -> None:
+        super().__init__(kind)
+        self._device = device
+
+    def kept(self, rows: Sequence[Mapping[str, Tensor]]) -> list[Any]:
+        """Copies of rows, each in the form that :meth:`read` takes."""
+        if not self.signature:
+            return [{} for _ in rows]
+        stacks = [torch.stack([row[name] for row in rows]).to(self._device) for name, _, _ in self.signature]
+        names = [name for name, _, _ in self.signature]
+        return [
+            dict(zip(names, tensors, strict=True))
+            for tensors in zip(*(stack.unbind() for stack in stacks), strict=True)
+        ]
+
+    def read(self, row: Any) -> dict[str, Tensor]:
+        """The named tensors of a row that was kept."""
+        return dict(row)
+
+    def stacked(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        """Rows that were kept as ``[n, ...]``."""
+        return {
+            name: torch.stack([row[name] for row in rows])
+            if rows
+            else torch.empty(0, *shape, dtype=dtype, device=self._device)
+            for name, shape, dtype in self.signature
+        }
+
+
+def layout_on(kind: Signature, device: torch.device) -> RowLayout:
+    """For rows of a signature on a device."""
+    return RowLayout(kind) if device.type == "cpu" else GpuRows(kind, device)

@@ -22,13 +22,16 @@ from mmfl_fast.federation.algorithm import Algorithm, ClientState, State, part_o
 from mmfl_fast.federation.checkpoints import to_device
 from mmfl_fast.federation.client_memory import ClientMemory
 from mmfl_fast.federation.client_outcomes import Outcome, outcomes_of_all
+from mmfl_fast.federation.client_stack import ClientStacks
 from mmfl_fast.federation.client_workers import map_clients, one_torch_thread
-from mmfl_fast.federation.cohorts import cut_cohorts
+from mmfl_fast.federation.cohorts import ChunkSizes, cut_cohorts
 from mmfl_fast.federation.config import EngineConfig
 from mmfl_fast.federation.disk_table import DiskTable
 from mmfl_fast.federation.evaluation import Evaluation, evaluate, predictions
 from mmfl_fast.federation.garbage import searched_once
-from mmfl_fast.federation.local_training import LocalResult, train_clients
+from mmfl_fast.federation.launches import record_launches
+from mmfl_fast.federation.local_result import LocalResult
+from mmfl_fast.federation.local_training import train_clients
 from mmfl_fast.federation.mixed_precision import in_bfloat16
 from mmfl_fast.federation.modality_alone import modality_alone
 from mmfl_fast.federation.native_steps import NativeSteps
@@ -42,6 +45,7 @@ from mmfl_fast.federation.shared_disk_table import SharedDiskTable
 from mmfl_fast.federation.shared_evaluation import predictions_of_all
 from mmfl_fast.federation.shared_run_directory import SharedRunDirectory
 from mmfl_fast.federation.standardisation import standardise
+from mmfl_fast.federation.stopwatch import Stopwatch, started
 from mmfl_fast.federation.streams import Purpose, torch_generator
 from mmfl_fast.kernels.backend import chosen
 
@@ -217,7 +221,10 @@ class _Run:
             )
         modalities = dict.fromkeys(m for task in federation.tasks for m in task.modalities)
         self._alone = {m: modality_alone(self._federation, m) for m in modalities if engine.test_alone}
+        self._chunk_sizes = ChunkSizes(engine.chunk, engine.memory_gib)
         self._memory = ClientMemory() if self.device.type == "cpu" else None
+        record = record_launches if engine.step_graphs == "auto" else None
+        self._stacks = None if self.device.type == "cpu" else ClientStacks(record)
         self._native = NativeSteps() if engine.native_steps == "auto" else None
         if self._native is not None and engine.precision != "float32":
             _log.debug("local training takes the generic path: native steps know no %s", engine.precision)
@@ -286,13 +293,15 @@ class _Run:
 
         def predict(clients: Sequence[Client]) -> list[Tensor]:
             # Its own parts are those of the client as it trained, whatever its test rows are left with.
-            return map_clients(
+            classes = map_clients(
                 lambda c: predictions(
                     self._algorithm, self._algorithm.broadcast(state, everyone[c.index]), c
                 ),
                 clients,
                 self.device,
             )
+            # One transfer from a GPU, for all clients.
+            return list(torch.cat(classes).cpu().split([len(c) for c in classes])) if classes else []
 
         def predict_all(clients: Sequence[Client]) -> list[Tensor]:
             return predictions_of_all(self._ranks, predict, clients)
@@ -314,10 +323,10 @@ class _Run:
 
     def _train(self, clients: list[Client], starts: list[ClientState], number: int) -> list[Outcome]:
         """Return what training made of each client."""
-        chunks = cut_cohorts(clients, starts, self._engine.chunk, self._engine.memory_gib)
         phases = self._algorithm.client_phases()
         if self._engine.precision == "bfloat16":
             phases = in_bfloat16(phases, self.device)
+        chunks = cut_cohorts(clients, starts, phases, self._chunk_sizes)
         native = self._native
         if native is not None and chosen("client_step", self.device) == "native":
             native.prepare(clients, starts, phases, number)
@@ -326,10 +335,12 @@ class _Run:
         memory = self._memory
         if memory is not None:
             memory.begin_round()
+        if self._stacks is not None:
+            self._stacks.begin_round()
 
-        def train(chunk: list[int]) -> tuple[list[LocalResult], list[dict[str, Tensor]], float]:
+        def train(chunk: list[int]) -> tuple[list[LocalResult], list[dict[str, Tensor]], Stopwatch]:
             self._ranks.refuse_if_stopped()
-            began = self._clock()
+            stopwatch = started(self.device)
             results = train_clients(
                 [clients[p] for p in chunk],
                 [starts[p] for p in chunk],
@@ -338,16 +349,19 @@ class _Run:
                 self._seed,
                 native,
                 memory,
+                self._stacks,
             )
             uploads = [
                 self._algorithm.upload(r.params, clients[p]) for p, r in zip(chunk, results, strict=True)
             ]
-            return results, uploads, (self._clock() - began) / len(chunk)
+            stopwatch.stop()
+            return results, uploads, stopwatch
 
         by_position: dict[int, tuple[LocalResult, dict[str, Tensor], float]] = {}
-        for chunk, (results, uploads, seconds) in zip(
+        for chunk, (results, uploads, stopwatch) in zip(
             chunks, map_clients(train, chunks, self.device), strict=True
         ):
+            seconds = stopwatch.seconds() / len(chunk)
             by_position.update({p: (r, u, seconds) for p, r, u in zip(chunk, results, uploads, strict=True)})
         trained = [by_position[p] for p in range(len(clients))]
         personal = self._algorithm.personal
@@ -379,13 +393,6 @@ class _Run:
             return DiskTable(table, folder, self.device)
         kept_by_server = name != "personal"
         return SharedDiskTable(table, folder, self.device, self._ranks, same_everywhere=kept_by_server)
-
-    def _clock(self) -> float:
-        """Seconds: on a CPU of this thread's processor time, which other work here hardly changes."""
-        if self.device.type == "cpu":
-            return time.thread_time()
-        torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _refuse_diverged(self, clients: list[Client], outcomes: list[Outcome], number: int) -> None:
         for client, outcome in zip(clients, outcomes, strict=True):

@@ -17,6 +17,10 @@ from mmfl_fast.kernels.choice import FASTEST
 NAMES = ("auto", "reference", "native", "triton")
 
 _BUILT_WITH_CUDA = not extension.missing and bool(extension._C.built_with_cuda)
+_CPU = torch.device("cpu")
+_NATIVE_ON_CPU = {name for name, backend in FASTEST["cpu"].items() if backend == "native"}
+if extension.missing:
+    _NATIVE_ON_CPU.clear()
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
@@ -137,6 +141,13 @@ def chosen(primitive: str, device: torch.device) -> str:
         return "reference"
     fastest = FASTEST.get(kind, FASTEST["cpu"])[primitive]
     return fastest if _serves(fastest, device, kind) else "reference"
+
+
+def native_on_cpu(primitive: str) -> bool:
+    """Whether :func:`chosen` is ``"native"`` for CPU tensors that nobody traces or transforms."""
+    if _requested == "auto" and forward_ad._current_level < 0:
+        return primitive in _NATIVE_ON_CPU
+    return chosen(primitive, _CPU) == "native"
 
 
 def gpu_kernels(primitive: str, device: torch.device) -> str:

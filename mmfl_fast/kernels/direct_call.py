@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Under names of their own: to look them up in torch takes as long as to call them.
+_compiling = torch.compiler.is_compiling
+_transforms = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+_profiled = torch._C._autograd._profiler_enabled
 _PLAIN = {Tensor, torch.nn.Parameter}
 # Asked first, because isinstance(x, Tensor) is slow for what is none.
 _NUMBERS = {bool, int, float, type(None)}
@@ -28,13 +34,7 @@ def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
     Args:
         arguments: of an op; the tensors among them, alone or in lists, are on one device.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    ):
+    if _compiling() or _transforms() or _modes() or _tracing() is not None or _profiled():
         return []
     tensors: list[Tensor] = []
     for argument in arguments:

@@ -12,7 +12,7 @@ from mmfl_fast.nn.meta_gradient import adapted_loss, inner_adam, inner_step
 from mmfl_fast.nn.modality_input import init_modality_input, modality_input
 from mmfl_fast.nn.operators import orthonormal_rows, retract_rows
 from mmfl_fast.nn.picture_branch import init_picture_branch, picture_branch, picture_features
-from mmfl_fast.nn.presence import known_rows, surely_absent, surely_complete
+from mmfl_fast.nn.presence import known_rows, named, surely_absent, surely_complete
 from mmfl_fast.nn.scale_gradient import scale_gradient
 from mmfl_fast.nn.two_layer import init_two_layer, two_layer
 from mmfl_fast.nn.unit_rows import unit_rows
@@ -47,6 +47,7 @@ __all__ = [
     "linear",
     "mlp",
     "modality_input",
+    "named",
     "orthonormal_rows",
     "picture_branch",
     "picture_features",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
+
+import torch
 from torch import Tensor
 
 from mmfl_fast.kernels.values import are_known, are_recorded, surely_all
@@ -33,3 +36,12 @@ def known_rows(mask: Tensor) -> Tensor | None:
     """
     told = mask.device.type == "cpu" and (are_known(mask) or are_recorded(mask))
     return mask.nonzero().flatten() if told else None
+
+
+def named(names: Iterable[str], kept: Container[str] | None, device: torch.device) -> Tensor:
+    """Which of the names are kept, bool ``[M]``; None keeps all.
+
+    It is filled where it lies: what is copied to a GPU in a step keeps the step from being recorded there.
+    """
+    filled = (torch.full((1,), kept is None or name in kept, device=device) for name in names)
+    return torch.cat(list(filled))

@@ -11,8 +11,10 @@ from mmfl_fast.kernels.rows import compute_dtype
 from mmfl_fast.ops.rows import RowLike, Rows, RowsLike, as_origin, as_rows
 from mmfl_fast.ops.tensors import WHOLE_NUMBER, describe
 
-# Rows that are folded together: their sketches of some thousand columns stay in a core's cache.
+# Rows that are folded together: their sketches of some thousand columns stay in a core's cache. A GPU takes
+# as many as so many elements hold: a launch for every few rows would take longer than their folding.
 _TOGETHER = 64
+_ELEMENTS_ON_GPU = 2**28
 
 
 def sketch(
@@ -94,11 +96,14 @@ def _at_least(name: str, value: int, minimum: int) -> int:
 def _segment(rows: Rows, segment: int) -> Iterator[Tensor]:
     """The rows of one segment, some at a time, each time ``[rows, elements]``."""
     blocks = rows.blocks[segment :: rows.segments]
+    together = _TOGETHER
+    if rows.device.type != "cpu":
+        together = max(together, _ELEMENTS_ON_GPU // rows.shapes[segment].numel())
     if rows.stacked:
-        yield from blocks[0].reshape(rows.row_count, -1).split(_TOGETHER)
+        yield from blocks[0].reshape(rows.row_count, -1).split(together)
         return
-    for first in range(0, len(blocks), _TOGETHER):
-        yield torch.stack([block.flatten() for block in blocks[first : first + _TOGETHER]])
+    for first in range(0, len(blocks), together):
+        yield torch.stack([block.flatten() for block in blocks[first : first + together]])
 
 
 def _fold(values: Tensor, folded: Tensor, offsets: list[int]) -> None:

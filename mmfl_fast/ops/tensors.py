@@ -116,8 +116,8 @@ def check_same_device(**tensors: Tensor | None) -> None:
     Raises:
         ValueError: names each argument with its device.
     """
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    found = list(devices.values())
+    found = [tensor.device for tensor in tensors.values() if tensor is not None]
     if found.count(found[0]) != len(found):
+        devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"tensors must be on one device; got {listed}")

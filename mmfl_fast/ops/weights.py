@@ -33,7 +33,9 @@ def as_matrix(matrix: Any, rows: Rows, square: bool = False) -> Tensor:
         TypeError: no numbers.
         ValueError: another shape.
     """
-    tensor = as_real(matrix, "matrix", rows.device).to(torch.float64)
+    tensor = as_real(matrix, "matrix", rows.device)
+    if tensor.dtype is not torch.float64:
+        tensor = tensor.to(torch.float64)
     if (
         tensor.dim() != 2
         or tensor.shape[1] != rows.row_count

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 import mmfl_fast as mf
 from mmfl_fast.algorithms.batch_parts import interleaved
@@ -76,7 +77,8 @@ def test_padding_changes_no_meta_gradient(trial, mode, rows):
     run = trial("per-fedavg", meta_gradient=mode)
     client, start = run.federation.clients[0], run.starts()[0]
     short = client.train_rows[:rows]
-    stacked = gather_stacked(client.task, [short, client.train_rows[:8]])
+    both = pad_sequence([short, client.train_rows[:8]], batch_first=True, padding_value=-1)
+    stacked = gather_stacked(client.task, both)
     padded = stacked._replace(
         inputs=stacked.inputs._replace(
             values={n: x[0] for n, x in stacked.inputs.values.items()}, present=stacked.inputs.present[0]

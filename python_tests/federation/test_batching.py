@@ -14,7 +14,7 @@ def test_a_pass_sees_every_training_row_once(toy_federation):
 def test_stacked_batches_are_padded_with_ignored_rows(toy_federation):
     task = toy_federation.tasks[0]
     short, long = torch.tensor([3, 1]), torch.tensor([0, 2, 4])
-    stacked = gather_stacked(task, [long, short])
+    stacked = gather_stacked(task, torch.tensor([[0, 2, 4], [3, 1, -1]]))
     for position, rows in enumerate([long, short]):
         alone = gather(task, rows)
         n = len(rows)

@@ -104,7 +104,7 @@ def test_similarity_of_every_evaluated_round_is_kept(toy_federation, tmp_path):
 
 def test_time_of_a_client_is_its_share_of_the_stack(mixed_federation, tmp_path, monkeypatch, set_threads):
     ticks = itertools.count(0.0, 6.0)
-    monkeypatch.setattr(simulation._Run, "_clock", lambda _: next(ticks))
+    monkeypatch.setattr(time, "thread_time", lambda: next(ticks))
     set_threads(1)
     for chunk, share in ((1, {"images": 6.0, "sounds": 6.0}), (3, {"images": 3.0, "sounds": 3.0})):
         out = tmp_path / str(chunk)

@@ -92,6 +92,30 @@ def test_a_step_is_the_composition(
         )
 
 
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_step_with_gradients_is_the_composition(dtype: torch.dtype, count: int) -> None:
+    for function, (features, labels, prototypes, *options) in _losses(count, dtype):
+        ends = []
+        for call in (function, function.__wrapped__):
+            leaves = [tensor.clone().requires_grad_() for tensor in (features, prototypes)]
+            loss = call(leaves[0], labels, leaves[1], *options)
+            ends.append([loss.detach(), *torch.autograd.grad(0.7 * loss, leaves)])
+        for ours, composition in zip(*ends, strict=True):
+            assert ours.dtype == composition.dtype
+            assert torch.equal(ours.nan_to_num(nan=-7.0), composition.nan_to_num(nan=-7.0))
+
+
+def test_a_step_with_gradients_is_one_node_and_has_no_second_derivative() -> None:
+    features = torch.randn(3, 4, requires_grad=True)
+    loss = ops.prototype_contrastive_loss(features, torch.tensor([0, 1, -100]), torch.randn(2, 4))
+    assert "MeanPrototypeLoss" in type(loss.grad_fn).__name__
+    assert loss.grad_fn.next_functions[0][0].name().endswith("AccumulateGrad")
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(gradient.sum(), features)
+
+
 def test_diagonals_stay_exact() -> None:
     rows = _rows(130, torch.float32, special=False)
     assert torch.equal(ops.angular_similarity(rows).diagonal(), torch.ones(130).double())

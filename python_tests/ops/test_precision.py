@@ -17,7 +17,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "pairwise_sq_distance": lambda x, **options: mf.ops.pairwise_sq_distance(x, **options),
     "linear_cka": lambda x, **options: mf.ops.linear_cka(x.expand(2, 3, 3), **options),
     "prototype_contrastive_loss": lambda x, **options: mf.ops.prototype_contrastive_loss(
-        x, torch.arange(3), x, **options
+        x, torch.arange(3), x, reduction="sum", **options
     ),
 }
 
@@ -46,6 +46,6 @@ def test_the_kernel_is_told(name: str, precision: str, monkeypatch: pytest.Monke
             return original(*arguments)
 
         monkeypatch.setattr(kernel, primitive, spy)
-    # What records no gradient may run in one step, past the op.
+    # What records no gradient may run in one step, past the op, and so does the mean loss.
     OPS[name](torch.eye(3, requires_grad=True), precision=precision)
     assert told == [precision == "tf32"]

@@ -14,8 +14,9 @@ from mmfl_fast.kernels import gram as gram_kernel
 from mmfl_fast.kernels import mix as mix_kernel
 from mmfl_fast.kernels import prototype_loss as prototype_loss_kernel
 from mmfl_fast.kernels.mix.weights import shares
-from mmfl_fast.kernels.one_step import algebra, native
+from mmfl_fast.kernels.one_step import algebra, differentiable, native
 from mmfl_fast.kernels.one_step.in_one_step import in_one_step
+from mmfl_fast.kernels.prototype_loss.client_axis import with_client_axis
 
 
 @in_one_step("gram", native.cosine)
@@ -78,7 +79,7 @@ def weighted_mean(blocks: list[Tensor], segments: int, stacked: bool, weights: T
     return [row[0] for row in mix_kernel.mix(blocks, segments, stacked, matrix, None, False)]
 
 
-@in_one_step("prototype_loss", native.mean_prototype_loss)
+@in_one_step("prototype_loss", native.mean_prototype_loss, differentiable.mean_prototype_loss)
 def mean_prototype_loss(
     features: Tensor,
     labels: Tensor,
@@ -116,13 +117,6 @@ def prototype_losses(
     Returns:
         In the shape of ``labels``.
     """
-    losses = prototype_loss_kernel.prototype_loss(
-        features if features.dim() == 3 else features.unsqueeze(0),
-        labels if labels.dim() == 2 else labels.unsqueeze(0),
-        prototypes if prototypes.dim() == 3 else prototypes.unsqueeze(0),
-        class_mask if class_mask is None or class_mask.dim() == 2 else class_mask.unsqueeze(0),
-        temperature,
-        normalise,
-        tf32,
-    )
+    tensors = with_client_axis(features, labels, prototypes, class_mask)
+    losses = prototype_loss_kernel.prototype_loss(*tensors, temperature, normalise, tf32)
     return losses if labels.dim() == 2 else losses.squeeze(0)

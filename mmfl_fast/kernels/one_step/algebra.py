@@ -69,18 +69,22 @@ def alignment(products: Tensor, noise: Tensor | float) -> Tensor:
 
 
 def counted_mean(losses: Tensor, labels: Tensor, class_mask: Tensor | None) -> Tensor:
-    """Mean of the losses whose row counts; 0 if none does.
+    """Mean of the losses, [B, N] or [N], whose row is :func:`counted`; 0 if none is."""
+    return losses.sum() / counted(labels, class_mask).sum().clamp(min=1)
+
+
+def counted(labels: Tensor, class_mask: Tensor | None) -> Tensor:
+    """Which rows count, bool in the shape of the labels.
 
     Args:
-        losses: [B, N] or [N], 0 where a row does not count.
-        labels: in the shape of the losses; -100 does not count.
+        labels: [B, N] or [N]; -100 does not count.
         class_mask: [M, C] or [C] bool, the classes that count; or None.
     """
-    counted = labels != IGNORED
-    if class_mask is not None:
-        taken = class_mask.expand(*labels.shape[:-1], class_mask.shape[-1])
-        counted = counted & taken.gather(-1, torch.where(counted, labels, 0))
-    return losses.sum() / counted.sum().clamp(min=1)
+    labelled = labels != IGNORED
+    if class_mask is None:
+        return labelled
+    taken = class_mask.expand(*labels.shape[:-1], class_mask.shape[-1])
+    return labelled & taken.gather(-1, torch.where(labelled, labels, 0))
 
 
 def _diagonal(like: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from mmfl_fast.kernels.backend import chosen
+from mmfl_fast.kernels.backend import native_on_cpu
 from mmfl_fast.kernels.direct_call import plain_tensors, records_gradient
 
 _Expression = TypeVar("_Expression", bound=Callable[..., Any])
 
 
-def in_one_step(primitive: str, step: Callable[..., Any]) -> Callable[[_Expression], _Expression]:
+def in_one_step(
+    primitive: str, step: Callable[..., Any], differentiable: Callable[..., Any] | None = None
+) -> Callable[[_Expression], _Expression]:
     """Run ``step`` in place of the decorated expression where nobody sees the difference.
 
     That is on a CPU, without gradients, transforms, modes, subclasses, tracers or profilers, see
@@ -22,16 +24,18 @@ def in_one_step(primitive: str, step: Callable[..., Any]) -> Callable[[_Expressi
         primitive: that the expression stands on. Where not its C++ kernel is chosen, see
             :func:`mmfl_fast.kernels.backend.chosen`, the expression is.
         step: gives the same from the same arguments.
+        differentiable: gives the same, and its gradients; None leaves those to the expression.
     """
 
     def decorate(expression: _Expression) -> _Expression:
         @wraps(expression)
         def call(*arguments: Any) -> Any:
             tensors = plain_tensors(arguments)
-            direct = (
-                tensors and not records_gradient(tensors) and chosen(primitive, tensors[0].device) == "native"
-            )
-            return (step if direct else expression)(*arguments)
+            if not tensors or not native_on_cpu(primitive):
+                return expression(*arguments)
+            if records_gradient(tensors):
+                return (differentiable or expression)(*arguments)
+            return step(*arguments)
 
         return cast(_Expression, call)
 
