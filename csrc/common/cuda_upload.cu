@@ -8,8 +8,9 @@
 namespace mmfl {
 namespace {
 
+// Read by words.
 template <int kBytes>
-struct Piece {
+struct alignas(16) Piece {
   unsigned char bytes[kBytes];
 };
 

@@ -84,6 +84,23 @@ MMFL_DEVICE Chunk16 read_16_bytes(const void* from) {
   return {{words.x, words.y, words.z, words.w}};
 }
 
+// 16 bytes on their way from global to shared memory, past the registers; both addresses are multiples of 16,
+// and global memory is asked for whole lines of 128 bytes. What a thread has asked for since its last
+// end_copies is one group. Once it has waited, the bytes are there for itself; for others behind a barrier.
+MMFL_DEVICE void copy_16_bytes(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+MMFL_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all of this thread's groups are there but the last kLater.
+template <int kLater>
+MMFL_DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
+}
+
 // Into the L2 cache.
 MMFL_DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 

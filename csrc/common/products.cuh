@@ -69,7 +69,17 @@ struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
     }
   }
 
+  // A test in front of every product would keep those of different panels from running side by side.
   MMFL_DEVICE void multiply(const Operand<kLeft>& a, const Operand<kRight>& b, int live) {
+    if (live >= kRight) {
+      multiply_panels<true>(a, b, live);
+    } else {
+      multiply_panels<false>(a, b, live);
+    }
+  }
+
+  template <bool kAll>
+  MMFL_DEVICE void multiply_panels(const Operand<kLeft>& a, const Operand<kRight>& b, int live) {
 #pragma unroll
     for (int m = 0; m < kLeft / 2; ++m) {
       const std::uint32_t high[4] = {a.high[2 * m][0], a.high[2 * m + 1][0], a.high[2 * m][1],
@@ -78,7 +88,7 @@ struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
                                     a.low[2 * m + 1][1]};
 #pragma unroll
       for (int n = kDiagonal ? 2 * m : 0; n < kRight; ++n) {
-        if (n >= live) continue;
+        if (!kAll && n >= live) continue;
         float product[4] = {};
         if constexpr (!kTf32) {
           multiply_add_tf32(product, low, b.high[n]);

@@ -38,19 +38,27 @@ MMFL_DEVICE bool takes_vectors(const Span& span) {
 }
 
 // Columns [column, column + kColumns) of a span for which takes_vectors holds; they lie in the row and
-// `column` is a multiple of kColumns.
+// `column` is a multiple of kColumns. Elements of 16 bits stay as they are, in the place of the first ones:
+// who loads from several rows asks for all of them before `widen` waits for the first.
 template <typename T>
-MMFL_DEVICE void load_whole(const void* data, DType dtype, std::int64_t column, T (&values)[kColumns<T>]) {
-  if (dtype == DType::kFloat32 || dtype == DType::kFloat64) {
+MMFL_DEVICE void load_packed(const void* data, bool narrow, std::int64_t column, T (&values)[kColumns<T>]) {
+  if (narrow) {
+    const Chunk8 chunk = load_8_bytes(static_cast<const std::uint16_t*>(data) + column);
+    memcpy(values, chunk.words, sizeof chunk.words);
+  } else {
     const Chunk16 chunk = load_16_bytes(static_cast<const T*>(data) + column);
     memcpy(values, chunk.words, sizeof values);
-    return;
   }
-  const Chunk8 chunk = load_8_bytes(static_cast<const std::uint16_t*>(data) + column);
+}
+
+template <typename T>
+MMFL_DEVICE void widen(bool is_bfloat16, T (&values)[kColumns<T>]) {
+  Chunk8 chunk;
+  memcpy(chunk.words, values, sizeof chunk.words);
 #pragma unroll
   for (int c = 0; c < kColumns<T>; ++c) {
     const auto bits = static_cast<std::uint16_t>(chunk.words[c / 2] >> (c % 2 * 16));
-    values[c] = dtype == DType::kBFloat16 ? float_from_bfloat16(bits) : float_from_float16(bits);
+    values[c] = is_bfloat16 ? float_from_bfloat16(bits) : float_from_float16(bits);
   }
 }
 
@@ -63,14 +71,31 @@ MMFL_DEVICE void load_some(const Span& span, std::int64_t column, std::int64_t w
     values[c] = column + c < width ? load_element<T>(span, column + c) : T(0);
 }
 
+// How load_row_packed has left the elements.
+enum class Packing { kNone, kBFloat16, kFloat16 };
+
+template <typename T>
+MMFL_DEVICE Packing load_row_packed(const Span& span, std::int64_t column, std::int64_t width,
+                                    T (&values)[kColumns<T>]) {
+  if (takes_vectors<T>(span) && column + kColumns<T> <= width) {
+    const bool narrow = span.dtype == DType::kBFloat16 || span.dtype == DType::kFloat16;
+    load_packed<T>(span.data, narrow, column, values);
+    if (!narrow) return Packing::kNone;
+    return span.dtype == DType::kBFloat16 ? Packing::kBFloat16 : Packing::kFloat16;
+  }
+  load_some<T>(span, column, width, values);
+  return Packing::kNone;
+}
+
+template <typename T>
+MMFL_DEVICE void widen(Packing packing, T (&values)[kColumns<T>]) {
+  if (packing != Packing::kNone) widen(packing == Packing::kBFloat16, values);
+}
+
 template <typename T>
 MMFL_DEVICE void load_row(const Span& span, std::int64_t column, std::int64_t width,
                           T (&values)[kColumns<T>]) {
-  if (takes_vectors<T>(span) && column + kColumns<T> <= width) {
-    load_whole<T>(span.data, span.dtype, column, values);
-  } else {
-    load_some<T>(span, column, width, values);
-  }
+  widen(load_row_packed(span, column, width, values), values);
 }
 
 template <typename T>

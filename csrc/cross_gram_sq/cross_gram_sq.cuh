@@ -159,16 +159,14 @@ struct CrossLoad {
   }
 };
 
-template <typename T>
-struct CrossShared {
-  Slab<T, kCrossTile> left[2];
-  Slab<T, kCrossTile> right[2];
-  BlockSum<kCrossThreads> sum;
-};
-
-// A lane's elements of a tile.
+// Each lane's elements of a tile, which only it touches. Beside the products in flight they do not fit its
+// registers.
 struct CrossTotals {
-  double of[2][kCrossPanels][2];
+  double of[4 * kCrossPanels][kCrossThreads];
+
+  MMFL_DEVICE double& at(int half, int panel, int c) {
+    return of[(half * kCrossPanels + panel) * 2 + c][thread()];
+  }
 
   // visit(row, column, total)
   template <typename Visit>
@@ -180,8 +178,22 @@ struct CrossTotals {
       for (int n = 0; n < kCrossPanels; ++n)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
-          visit(own + 8 * half + lane / 4, 8 * n + lane % 4 * 2 + c, of[half][n][c]);
+          visit(own + 8 * half + lane / 4, 8 * n + lane % 4 * 2 + c, at(half, n, c));
   }
+};
+
+template <typename T>
+struct CrossShared {
+  Slab<T, kCrossTile> left[2];
+  Slab<T, kCrossTile> right[2];
+  CrossTotals totals;
+  BlockSum<kCrossThreads> sum;
+  CrossOperand<T> operands[2];
+};
+
+struct CrossJoinShared {
+  CrossTotals totals;
+  BlockSum<kCrossThreads> sum;
 };
 
 // Where product number `product` of a launch belongs.
@@ -237,16 +249,18 @@ MMFL_DEVICE void cross_gram_sq_tile(const CrossGramSqDevice& call, CrossShared<T
     left_first -= call.first_panel[left_view] * kCrossTile;
     right_first -= call.first_panel[right_view] * kCrossTile;
   }
-  const CrossOperand<T> left = cross_operand<T>(call, product.entry, left_view, left_first, kByRows);
-  const CrossOperand<T> right = cross_operand<T>(call, product.entry, right_view, right_first, kByRows);
+  if (thread() == 0) {
+    shared.operands[0] = cross_operand<T>(call, product.entry, left_view, left_first, kByRows);
+    shared.operands[1] = cross_operand<T>(call, product.entry, right_view, right_first, kByRows);
+  }
+  sync_block();
+  const CrossOperand<T>&left = shared.operands[0], &right = shared.operands[1];
   const std::int64_t depth = kByRows ? left.view.columns : call.rows;
   const std::int64_t slabs = (depth + kSlabColumns<T> - 1) / kSlabColumns<T>;
   const std::int64_t first = slabs * split / call.splits, end = slabs * (split + 1) / call.splits;
   const int own = 16 * (thread() / kWarp);
-  const int width = right.left < kCrossTile ? static_cast<int>(right.left) : kCrossTile;
-  const int live = own < left.left ? (width + 7) / 8 : 0;
 
-  CrossTotals totals;
+  CrossTotals& totals = shared.totals;
   Scores<T, kCrossPanels, kTf32> scores;
   scores.clear();
   const auto flush = [&](bool start) {
@@ -256,8 +270,8 @@ MMFL_DEVICE void cross_gram_sq_tile(const CrossGramSqDevice& call, CrossShared<T
       for (int n = 0; n < kCrossPanels; ++n)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
-          totals.of[half][n][c] =
-              (start ? 0 : totals.of[half][n][c]) + static_cast<double>(scores.at(half, n, c));
+          totals.at(half, n, c) =
+              (start ? 0 : totals.at(half, n, c)) + static_cast<double>(scores.at(half, n, c));
     scores.clear();
   };
   // Sums in double stay where they are until the end.
@@ -278,7 +292,8 @@ MMFL_DEVICE void cross_gram_sq_tile(const CrossGramSqDevice& call, CrossShared<T
       left_load.load(call, left, (slab + 1) * kSlabColumns<T>);
       right_load.load(call, right, (slab + 1) * kSlabColumns<T>);
     }
-    scores.add(shared.left[buffer], own, shared.right[buffer], live);
+    // Rows of the right side that do not exist are zeros: a test for each panel would cost more than they do.
+    if (own < left.left) scores.add(shared.left[buffer], own, shared.right[buffer], kCrossPanels);
     buffer ^= 1;
     if (more) {
       left_load.write(shared.left[buffer]);
@@ -300,11 +315,10 @@ MMFL_DEVICE void cross_gram_sq_tile(const CrossGramSqDevice& call, CrossShared<T
 
 // Adds the splits of one tile per block up.
 template <typename T, bool kByRows>
-MMFL_DEVICE void cross_gram_sq_join(const CrossGramSqDevice& call, BlockSum<kCrossThreads>& shared) {
+MMFL_DEVICE void cross_gram_sq_join(const CrossGramSqDevice& call, CrossJoinShared& shared) {
   const CrossProduct<kByRows> product(call, block_x());
   if (!product.exists(call)) return;
   const double* from = call.partial + block_x() * call.splits * kCrossTileSize + thread();
-  CrossTotals totals;
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -314,9 +328,9 @@ MMFL_DEVICE void cross_gram_sq_join(const CrossGramSqDevice& call, BlockSum<kCro
         const double* element = from + kCrossThreads * ((half * kCrossPanels + n) * 2 + c);
         double sum = 0;
         for (std::int64_t s = 0; s < call.splits; ++s) sum += element[s * kCrossTileSize];
-        totals.of[half][n][c] = sum;
+        shared.totals.at(half, n, c) = sum;
       }
-  finish_tile<T, kByRows>(call, product, totals, shared);
+  finish_tile<T, kByRows>(call, product, shared.totals, shared.sum);
 }
 
 // One entry of the result per warp, from the sums of squares of its tiles.

@@ -24,14 +24,14 @@ __global__ void cross_gram_sq_mean_kernel(const __grid_constant__ CrossGramSqDev
 template <typename T, bool kByRows, bool kTf32>
 __global__ void __launch_bounds__(kCrossThreads, 2)
     cross_gram_sq_tile_kernel(const __grid_constant__ CrossGramSqDevice call) {
-  __shared__ device::CrossShared<T> shared;
-  device::cross_gram_sq_tile<T, kByRows, kTf32>(call, shared);
+  extern __shared__ uint4 shared[];
+  device::cross_gram_sq_tile<T, kByRows, kTf32>(call, *reinterpret_cast<device::CrossShared<T>*>(shared));
 }
 
 template <typename T, bool kByRows>
 __global__ void __launch_bounds__(kCrossThreads)
     cross_gram_sq_join_kernel(const __grid_constant__ CrossGramSqDevice call) {
-  __shared__ device::BlockSum<kCrossThreads> shared;
+  __shared__ device::CrossJoinShared shared;
   device::cross_gram_sq_join<T, kByRows>(call, shared);
 }
 
@@ -48,10 +48,15 @@ unsigned blocks_of(std::int64_t count, std::int64_t size) {
 }
 
 template <typename T, bool kByRows, bool kTf32>
-void launch_tiles(const CrossGramSqDevice& call, cudaStream_t stream) {
+Status launch_tiles(const CrossGramSqDevice& call, cudaStream_t stream) {
   const auto products = static_cast<unsigned>(call.products), splits = static_cast<unsigned>(call.splits);
-  cross_gram_sq_tile_kernel<T, kByRows, kTf32><<<products * splits, kCrossThreads, 0, stream>>>(call);
+  const auto kernel = cross_gram_sq_tile_kernel<T, kByRows, kTf32>;
+  constexpr int kBytes = sizeof(device::CrossShared<T>);
+  const Status status = allow_shared_memory(kernel, kBytes);
+  if (status != Status::kOk) return status;
+  kernel<<<products * splits, kCrossThreads, kBytes, stream>>>(call);
   if (splits > 1) cross_gram_sq_join_kernel<T, kByRows><<<products, kCrossThreads, 0, stream>>>(call);
+  return Status::kOk;
 }
 
 template <typename T, bool kTf32>
@@ -66,7 +71,8 @@ Status launch(const CrossGramSqPlan& plan, const CudaCall& where, cudaStream_t s
     cross_gram_sq_mean_kernel<T>
         <<<static_cast<unsigned>(2 * call.batch * call.panels), kCrossThreads, 0, stream>>>(call);
   if (!plan.by_rows) {
-    launch_tiles<T, false, kTf32>(call, stream);
+    const Status status = launch_tiles<T, false, kTf32>(call, stream);
+    if (status != Status::kOk) return status;
     cross_gram_sq_pair_kernel<<<blocks_of(call.batch * entries, device::kCrossWarps), kCrossThreads, 0,
                                 stream>>>(call);
     return launch_status();
@@ -76,10 +82,11 @@ Status launch(const CrossGramSqPlan& plan, const CudaCall& where, cudaStream_t s
   for (call.entry = 0; call.entry < call.batch; ++call.entry) {
     for (std::int64_t run = 0; run < call.runs; ++run) {
       call.first_tile = run * call.run;
-      launch_tiles<T, true, kTf32>(call, stream);
+      Status status = launch_tiles<T, true, kTf32>(call, stream);
+      if (status != Status::kOk) return status;
       const HeldGram held = held_gram(plan, std::min(call.run, call.tiles - call.first_tile));
       double* to = call.runs > 1 ? call.run_sums + run * entries : call.out + call.entry * entries;
-      const Status status = gram_cuda(held.args(to, call.row_mean, plan.tf32), gram);
+      status = gram_cuda(held.args(to, call.row_mean, plan.tf32), gram);
       if (status != Status::kOk) return status;
     }
     if (call.runs > 1)

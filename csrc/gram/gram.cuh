@@ -1,6 +1,7 @@
-// A warp holds the products of its rows in registers and reads columns straight into the layout of the
-// matrix instructions: nothing is staged in shared memory and nothing waits for another warp. For the product
-// X X^T the same registers are the left and the right operand. README.md beside this file derives the shifts.
+// A warp holds the products of its rows in registers and reads columns in the layout of the matrix
+// instructions: every lane copies to shared memory what it will read itself, and nothing waits for another
+// warp. For the product X X^T the same registers are the left and the right operand. README.md beside this
+// file derives the shifts.
 #pragma once
 
 #include "common/block_sum.cuh"
@@ -13,15 +14,17 @@ namespace device {
 
 // Of the columns one lane adds up in its compute type before they go to the partial sums in double.
 constexpr std::int64_t kFlushColumns = 8192;
-// Elements of a row from which its mean is estimated.
+// The mean of a row is estimated from kGramSampled of its elements, or from all.
 constexpr std::int64_t kSampleRuns = 256;
-constexpr std::int64_t kSampleRun = 64;
+constexpr std::int64_t kSampleRun = kGramSampled / kSampleRuns;
 
 // The column means of a warp's rows, subtracted from them. Differences from the first row, so that equal rows
-// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are zero.
+// become zero to the last bit. Rows are the lane's own in every panel; those from `count` on are the first
+// one again. `share` is 1 / count.
 template <typename T, int kPanels>
-MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t count) {
+MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t count, T share) {
   const int lane = thread() % kWarp;
+  T means[kColumns<T>], probe = 0;
 #pragma unroll
   for (int v = 0; v < kColumns<T>; ++v) {
     T first = shuffle(rows[0][v], lane % 4);
@@ -29,14 +32,18 @@ MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t
     T sum = 0;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      rows[i][v] -= lane / 4 + 8 * i < count ? first : T(0);
+      rows[i][v] -= first;
       sum += rows[i][v];
     }
 #pragma unroll
     for (int mask = 4; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
-    T members = static_cast<T>(count);
-    if (any_lane(!is_finite(sum))) {
-      sum = members = 0;
+    means[v] = sum * share;
+    probe += sum * T(0);
+  }
+  if (any_lane(probe != 0)) {
+#pragma unroll
+    for (int v = 0; v < kColumns<T>; ++v) {
+      T sum = 0, members = 0;
 #pragma unroll
       for (int i = 0; i < kPanels; ++i) {
         const bool finite = is_finite(rows[i][v]) && lane / 4 + 8 * i < count;
@@ -48,20 +55,28 @@ MMFL_DEVICE void subtract_centroid(T (&rows)[kPanels][kColumns<T>], std::int64_t
         sum += shuffle_xor(sum, mask);
         members += shuffle_xor(members, mask);
       }
+      means[v] = members > 0 ? sum / members : T(0);
     }
-    const T mean = members > 0 ? sum / members : T(0);
-#pragma unroll
-    for (int i = 0; i < kPanels; ++i) rows[i][v] -= lane / 4 + 8 * i < count ? mean : T(0);
   }
+#pragma unroll
+  for (int v = 0; v < kColumns<T>; ++v)
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) rows[i][v] -= means[v];
 }
 
-// A lane's rows of one set of panels: where they lie in the current segment, and their sums.
+// A lane's rows of one set of panels: where they lie in the current segment, and their sums. What is the same
+// in every step but needs a register per panel is read again each time; it is in the first-level cache.
 template <typename T, int kPanels, int kVectors>
 struct LaneRows {
+  static constexpr std::int64_t kStep = 4 * kVectors * kColumns<T>;
+
   const GramDevice& args;
   const int first;  // row of the first panel that is this lane's
   int segment = 0;
-  unsigned whole = 0;  // bit i: panel i's row takes vector loads
+  // Bit i: panel i's row takes vector loads; bit 8 + i: and has elements of 16 bits; bit 16 + i: bfloat16.
+  unsigned kinds = 0;
+  bool staged = false;  // whole steps of all rows of the warp go through shared memory
+  const Span* spans = nullptr;
   T sums[kPanels];
 
   MMFL_DEVICE LaneRows(const GramDevice& arguments, std::int64_t first_row)
@@ -70,7 +85,7 @@ struct LaneRows {
     for (int i = 0; i < kPanels; ++i) sums[i] = 0;
   }
 
-  MMFL_DEVICE bool has(int panel) const { return first + 8 * panel < args.rows; }
+  MMFL_DEVICE bool is(int bit) const { return (kinds >> bit & 1u) != 0; }
 
   // First column of vector v in a step that starts at `column`.
   static MMFL_DEVICE std::int64_t column_of(int v, std::int64_t column) {
@@ -79,57 +94,96 @@ struct LaneRows {
 
   MMFL_DEVICE void enter(int s) {
     segment = s;
-    whole = 0;
+    spans = args.spans + s * args.side + first;
+    kinds = 0;
 #pragma unroll
-    for (int i = 0; i < kPanels; ++i)
-      if (has(i) && takes_vectors<T>(args.spans[s * args.rows + first + 8 * i])) whole |= 1u << i;
+    for (int i = 0; i < kPanels; ++i) {
+      const Span& span = spans[8 * i];
+      if (!takes_vectors<T>(span)) continue;
+      kinds |= 1u << i;
+      if (span.dtype == DType::kFloat32 || span.dtype == DType::kFloat64) continue;
+      kinds |= 1u << (8 + i);
+      if (span.dtype == DType::kBFloat16) kinds |= 1u << (16 + i);
+    }
+    staged = !any_lane(kinds != (1u << kPanels) - 1);
   }
 
   // The step that starts at `column` of a segment of `width`.
   MMFL_DEVICE void load(std::int64_t column, std::int64_t width,
                         T (&values)[kVectors][kPanels][kColumns<T>]) const {
-    constexpr std::int64_t kStep = 4 * kVectors * kColumns<T>;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      const Span* span = args.spans + segment * args.rows + first + 8 * i;
-      const bool vectors = (whole >> i & 1u) != 0;
-      const void* data = vectors ? span->data : nullptr;
-      const DType dtype = vectors ? span->dtype : DType::kFloat32;
+      const bool vectors = is(i), narrow = is(8 + i);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const std::int64_t at = column_of(v, column);
         if (vectors && at + kColumns<T> <= width) {
-          load_whole<T>(data, dtype, at, values[v][i]);
+          const void* data = spans[8 * i].data;
+          load_packed<T>(data, narrow, at, values[v][i]);
           // The next step's, so that it has only the way from the L2 cache left.
           if (at + kStep < width)
-            prefetch(static_cast<const char*>(data) +
-                     (at + kStep) * (dtype < DType::kBFloat16 ? sizeof(T) : 2));
+            prefetch(static_cast<const char*>(data) + (at + kStep) * (narrow ? 2 : sizeof(T)));
         } else {
-          load_some<T>(*span, at, has(i) ? width : 0, values[v][i]);
+          load_some<T>(spans[8 * i], at, width, values[v][i]);
         }
       }
     }
+    if (kinds >> 8 == 0) return;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v)
+        if (is(8 + i) && column_of(v, column) + kColumns<T> <= width) widen(is(16 + i), values[v][i]);
   }
 
-  // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0.
-  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T (&rows)[kPanels][kColumns<T>]) {
-    if (args.origin != nullptr) {
-#pragma unroll
-      for (int c = 0; c < kColumns<T>; ++c) {
-        const T origin = column + c < width ? load_element<T>(args.origin[segment], column + c) : T(0);
-#pragma unroll
-        for (int i = 0; i < kPanels; ++i) rows[i][c] -= has(i) ? origin : T(0);
-      }
-    } else if (args.mean_origin) {
-      subtract_centroid(rows, args.rows);
-    }
+  // What a lane copies it reads itself, so no other thread has to be waited for.
+  using Stage = Chunk16[kVectors * kPanels][kWarp];
+
+  // The step that starts at `column`, on its way to `stage`; `staged` holds and it lies in the segment.
+  MMFL_DEVICE void copy(std::int64_t column, Stage& stage) const {
+    const int lane = thread() % kWarp;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      const T own = args.shift != nullptr && has(i) ? static_cast<T>(args.shift[first + 8 * i]) : T(0);
+      const T* at = static_cast<const T*>(spans[8 * i].data) + column_of(0, column);
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v)
+        copy_16_bytes(&stage[kVectors * i + v][lane], at + 4 * kColumns<T> * v);
+    }
+  }
+
+  static MMFL_DEVICE void take(const Stage& stage, T (&values)[kVectors][kPanels][kColumns<T>]) {
+    const int lane = thread() % kWarp;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const Chunk16 chunk = read_16_bytes(&stage[kVectors * i + v][lane]);
+        memcpy(values[v][i], chunk.words, sizeof values[v][i]);
+      }
+  }
+
+  // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0; there
+  // are none when kWhole.
+  template <bool kWhole>
+  MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share, T (&rows)[kPanels][kColumns<T>]) {
+    if (args.origin != nullptr) {
+      T origin[kColumns<T>];
+      load_row(args.origin[segment], column, kWhole ? column + kColumns<T> : width, origin);
+#pragma unroll
+      for (int c = 0; c < kColumns<T>; ++c)
+#pragma unroll
+        for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
+    } else if (args.mean_origin) {
+      subtract_centroid(rows, args.rows, share);
+    }
+    const float* shifts = args.shift != nullptr ? args.shift + first : nullptr;
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      const T own = shifts != nullptr ? static_cast<T>(shifts[8 * i]) : T(0);
       T sum = 0;
 #pragma unroll
       for (int c = 0; c < kColumns<T>; ++c) {
-        rows[i][c] = column + c < width ? rows[i][c] - own : T(0);
+        rows[i][c] = kWhole || column + c < width ? rows[i][c] - own : T(0);
         sum += rows[i][c];
       }
       sums[i] += sum;
@@ -180,9 +234,16 @@ struct Walk {
     width = args.starts[segment + 1] - args.starts[segment];
   }
 
+  // Of the next `most` steps, those that lie in the segment with all their columns.
+  MMFL_DEVICE int whole_steps(int most) const {
+    const std::int64_t whole = (width - column) / kStepColumns, left = end - step;
+    const std::int64_t count = whole < left ? whole : left;
+    return count < most ? static_cast<int>(count) : most;
+  }
+
   // Whether that led to another segment.
-  MMFL_DEVICE bool advance() {
-    ++step;
+  MMFL_DEVICE bool advance(std::int64_t count) {
+    step += count;
     const int before = segment;
     while (step < end && step >= args.steps[segment + 1]) ++segment;
     place();
@@ -200,36 +261,76 @@ MMFL_DEVICE void flush_products(Sums& products, std::int64_t side, bool fresh, d
   products.clear();
 }
 
+// Steps of a warp that are on their way or being read.
+constexpr int kGramStages = 3;
+
+struct GramStages {
+  Chunk16 of[kGramWarps][kGramStages][8][kWarp];
+};
+
 // All products of up to 16 * kTiles rows over one split of the columns.
 template <typename T, int kTiles, bool kTf32>
-MMFL_DEVICE void gram_rows(const GramDevice& args) {
+MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   constexpr int kPanels = 2 * kTiles, kVectors = 4 / kTiles;
-  const std::int64_t split = block_x() * kGramWarps + thread() / kWarp;
+  // Splits are few: see plan_gram.
+  const int split = static_cast<int>(block_x()) * kGramWarps + thread() / kWarp;
   if (split >= args.splits) return;
-  double* partial = args.partial + split * args.side * (args.side + 1);
+  auto& stages = shared.of[thread() / kWarp];
 
   LaneRows<T, kPanels, kVectors> rows(args, 0);
   Walk<T, kVectors> walk(args, split);
   Products<T, kPanels, kPanels, true, kTf32> products;
   products.clear();
   rows.enter(walk.segment);
+  const T share = T(1) / static_cast<T>(args.rows);
   bool fresh = true;
   int unflushed = 0;
-  while (walk.step < walk.end) {
-    T values[kVectors][kPanels][kColumns<T>];
-    rows.load(walk.column, walk.width, values);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      rows.shift(rows.column_of(v, walk.column), walk.width, values[v]);
-      // Unrolled, the loop would have more factors and products in flight than there are registers.
+  T values[kVectors][kPanels][kColumns<T>];
+  // Unrolled, the loop would have more factors and products in flight than there are registers.
+  const auto multiply = [&](int v) {
 #pragma unroll 1
-      for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
-        products.add(values[v], values[v]);
-        drop_columns<products.kPerStep>(values[v]);
-      }
+    for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
+      products.add(values[v], values[v]);
+      drop_columns<products.kPerStep>(values[v]);
     }
-    if (walk.advance()) rows.enter(walk.segment);
-    if (++unflushed == walk.kFlushSteps || walk.step == walk.end) {
+  };
+  while (walk.step < walk.end) {
+    int count = rows.staged ? walk.whole_steps(walk.kFlushSteps - unflushed) : 0;
+    if (count > 0) {
+      // The step so many behind the one at walk.column.
+      const auto copy = [&](int behind, int left, int stage) {
+        if (behind < left) rows.copy(walk.column + behind * walk.kStepColumns, stages[stage]);
+        end_copies();
+      };
+      for (int stage = 0; stage < kGramStages - 1; ++stage) copy(stage, count, stage);
+      int stage = 0, free_stage = kGramStages - 1;
+      for (int left = count; left > 0; --left) {
+        wait_for_copies<kGramStages - 2>();
+        rows.take(stages[stage], values);
+        // To where the step before lay, whose values have been used.
+        copy(kGramStages - 1, left, free_stage);
+        free_stage = stage;
+        stage = stage == kGramStages - 1 ? 0 : stage + 1;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          rows.template shift<true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+          multiply(v);
+        }
+        walk.column += walk.kStepColumns;
+      }
+    } else {
+      rows.load(walk.column, walk.width, values);
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        rows.template shift<false>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+        multiply(v);
+      }
+      count = 1;
+    }
+    if (walk.advance(count)) rows.enter(walk.segment);
+    unflushed += count;
+    if (unflushed == walk.kFlushSteps || walk.step == walk.end) {
+      double* partial = args.partial + split * args.side * (args.side + 1);
       flush_products(products, args.side, fresh, partial);
       rows.flush_sums(0, fresh, partial + args.side * args.side);
       fresh = false;
@@ -262,15 +363,15 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
     T values[1][kPanels][kColumns<T>], others[1][kPanels][kColumns<T>];
     left.load(walk.column, walk.width, values);
     right.load(walk.column, walk.width, others);
-    left.shift(left.column_of(0, walk.column), walk.width, values[0]);
-    right.shift(left.column_of(0, walk.column), walk.width, others[0]);
+    left.template shift<false>(left.column_of(0, walk.column), walk.width, 0, values[0]);
+    right.template shift<false>(left.column_of(0, walk.column), walk.width, 0, others[0]);
 #pragma unroll 1
     for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
       products.add(values[0], others[0]);
       drop_columns<products.kPerStep>(values[0]);
       drop_columns<products.kPerStep>(others[0]);
     }
-    if (walk.advance()) {
+    if (walk.advance(1)) {
       left.enter(walk.segment);
       right.enter(walk.segment);
     }
@@ -290,7 +391,7 @@ MMFL_DEVICE void gram_centroid(const GramDevice& args) {
   if (at >= args.columns) return;
   const std::int64_t segment = segment_of(args.starts, args.segments, at);
   const std::int64_t column = at - args.starts[segment];
-  const Span* spans = args.spans + segment * args.rows;
+  const Span* spans = args.spans + segment * args.side;
   // Differences from a row, so that the mean of equal rows is that row to the last bit.
   T first = load_element<T>(spans[0], column);
   if (!is_finite(first)) first = 0;
@@ -307,24 +408,37 @@ MMFL_DEVICE void gram_centroid(const GramDevice& args) {
 
 using GramBlockSum = BlockSum<kGramThreads>;
 
-// An estimate of the mean of one row per block, from runs of columns spread over all of it.
-MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
-  const std::int64_t row = block_x();
-  const bool all = args.columns <= kSampleRuns * kSampleRun;
-  const std::int64_t count = all ? args.columns : kSampleRuns * kSampleRun;
+MMFL_DEVICE std::int64_t sampled(const GramDevice& args) {
+  return args.columns <= kGramSampled ? args.columns : kGramSampled;
+}
+
+MMFL_DEVICE double sampled_mean(const GramDevice& args, std::int64_t row) {
   double sum = 0;
-  for (std::int64_t e = thread(); e < count; e += kGramThreads) {
+  for (std::int64_t part = 0; part < args.sample_parts; ++part)
+    sum += args.sampled_sum[row * args.sample_parts + part];
+  return sum / static_cast<double>(sampled(args));
+}
+
+// A share of the elements from which the mean of one row is estimated, which are runs of columns spread over
+// all of it: sample_parts blocks for each row.
+MMFL_DEVICE void gram_sample(const GramDevice& args, GramBlockSum& shared) {
+  const std::int64_t row = block_x() / args.sample_parts, part = block_x() % args.sample_parts;
+  const std::int64_t count = sampled(args);
+  double sum = 0;
+  for (std::int64_t e = part * kGramThreads + thread(); e < count; e += args.sample_parts * kGramThreads) {
     const std::int64_t at =
-        all ? e : (args.columns - kSampleRun) * (e / kSampleRun) / (kSampleRuns - 1) + e % kSampleRun;
+        count == args.columns
+            ? e
+            : (args.columns - kSampleRun) * (e / kSampleRun) / (kSampleRuns - 1) + e % kSampleRun;
     const std::int64_t segment = segment_of(args.starts, args.segments, at);
     const std::int64_t column = at - args.starts[segment];
-    double value = load_element<double>(args.spans[segment * args.rows + row], column);
+    double value = load_element<double>(args.spans[segment * args.side + row], column);
     if (args.origin != nullptr && !args.mean_origin)
       value -= load_element<double>(args.origin[segment], column);
     sum += value;
   }
   const double total = sum_over_block(sum, shared);
-  if (thread() == 0) args.sampled_mean[row] = total / static_cast<double>(count);
+  if (thread() == 0) args.sampled_sum[block_x()] = total;
 }
 
 // What is subtracted from all elements of a row before it is multiplied: its sampled mean, less that of the
@@ -334,39 +448,47 @@ MMFL_DEVICE void gram_shift(const GramDevice& args, GramBlockSum& shared) {
   if (args.mean_origin) {
     double sum = 0, members = 0;
     for (std::int64_t k = thread(); k < args.rows; k += kGramThreads) {
-      if (!is_finite(args.sampled_mean[k])) continue;
-      sum += args.sampled_mean[k];
+      const double mean = sampled_mean(args, k);
+      if (!is_finite(mean)) continue;
+      sum += mean;
       members += 1;
     }
     sum = sum_over_block(sum, shared);
     members = sum_over_block(members, shared);
     centroid = members > 0 ? sum / members : 0;
   }
-  for (std::int64_t k = thread(); k < args.rows; k += kGramThreads)
-    args.shift[k] = static_cast<float>(args.sampled_mean[k] - centroid);
+  for (std::int64_t k = thread(); k < args.side; k += kGramThreads)
+    args.shift[k] = static_cast<float>(sampled_mean(args, k < args.rows ? k : 0) - centroid);
 }
 
+template <int kSlices>
 struct JoinSums {
-  double of[kGramWarps][kWarp];
+  double of[kSlices][kJoinEntries<kSlices>];
 };
 
-// Adds the partial sums of 32 entries per block, always in the same order.
-MMFL_DEVICE void gram_join(const GramDevice& args, JoinSums& shared) {
+// Adds the partial sums of a few entries per block, always in the same order.
+template <int kSlices>
+MMFL_DEVICE void gram_join(const GramDevice& args, JoinSums<kSlices>& shared) {
+  constexpr int kEntries = kJoinEntries<kSlices>;
   const std::int64_t entries = args.side * (args.side + 1);
-  const int lane = thread() % kWarp, slice = thread() / kWarp;
-  const std::int64_t entry = block_x() * kWarp + lane;
+  const int place = thread() % kEntries, slice = thread() / kEntries;
+  const std::int64_t entry = block_x() * kEntries + place;
   const std::int64_t row = entry / args.side, column = entry % args.side;
   // Behind the rows of the matrix follows the one of the sums. Below the diagonal nothing was written.
   const bool wanted = row == args.side ? column < args.rows : row <= column && column < args.rows;
   double sum = 0;
-  if (wanted)
-    for (std::int64_t split = slice; split < args.splits; split += kGramWarps)
+  if (wanted) {
+#pragma unroll 8
+    for (std::int64_t split = slice; split < args.splits; split += kSlices)
       sum += args.partial[split * entries + entry];
-  shared.of[slice][lane] = sum;
+  }
+  shared.of[slice][place] = sum;
   sync_block();
-  if (slice > 0 || !wanted) return;
-  for (int s = 1; s < kGramWarps; ++s) sum += shared.of[s][lane];
-  args.joined[entry] = sum;
+  for (int width = kSlices / 2; width > 0; width /= 2) {
+    if (slice < width) shared.of[slice][place] += shared.of[slice + width][place];
+    sync_block();
+  }
+  if (slice == 0 && wanted) args.joined[entry] = shared.of[0][place];
 }
 
 // What the joined sums say of the rows.

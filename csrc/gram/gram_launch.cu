@@ -10,7 +10,8 @@ namespace {
 template <typename T, int kTiles, bool kTf32>
 __global__ void __launch_bounds__(kGramThreads, kTiles == 1 ? 2 : 1)
     gram_rows_kernel(const __grid_constant__ GramDevice args) {
-  device::gram_rows<T, kTiles, kTf32>(args);
+  extern __shared__ uint4 shared[];
+  device::gram_rows<T, kTiles, kTf32>(args, *reinterpret_cast<device::GramStages*>(shared));
 }
 
 template <typename T, bool kTf32>
@@ -34,8 +35,9 @@ __global__ void gram_shift_kernel(const __grid_constant__ GramDevice args) {
   device::gram_shift(args, shared);
 }
 
+template <int kSlices>
 __global__ void gram_join_kernel(const __grid_constant__ GramDevice args) {
-  __shared__ device::JoinSums shared;
+  __shared__ device::JoinSums<kSlices> shared;
   device::gram_join(args, shared);
 }
 
@@ -49,8 +51,17 @@ __global__ void gram_finish_kernel(const __grid_constant__ GramDevice args) {
   device::gram_finish(args, shared);
 }
 
+template <typename T, int kTiles, bool kTf32>
+Status launch_rows(const GramDevice& args, unsigned blocks, cudaStream_t stream) {
+  const auto kernel = gram_rows_kernel<T, kTiles, kTf32>;
+  constexpr int kBytes = sizeof(device::GramStages);
+  const Status status = allow_shared_memory(kernel, kBytes);
+  if (status == Status::kOk) kernel<<<blocks, kGramThreads, kBytes, stream>>>(args);
+  return status;
+}
+
 template <typename T, bool kTf32>
-void launch_products(const GramPlan& plan, cudaStream_t stream) {
+Status launch_products(const GramPlan& plan, cudaStream_t stream) {
   const GramDevice& args = plan.device;
   const auto blocks = [](std::int64_t warps) {
     return static_cast<unsigned>((warps + kGramWarps - 1) / kGramWarps);
@@ -59,22 +70,27 @@ void launch_products(const GramPlan& plan, cudaStream_t stream) {
     case 0:
       gram_pairs_kernel<T, kTf32>
           <<<dim3(blocks(plan.pairs), static_cast<unsigned>(args.splits)), kGramThreads, 0, stream>>>(args);
-      break;
+      return Status::kOk;
     case 1:
-      gram_rows_kernel<T, 1, kTf32><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
-      break;
+      return launch_rows<T, 1, kTf32>(args, blocks(args.splits), stream);
     case 2:
-      gram_rows_kernel<T, 2, kTf32><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
-      break;
+      return launch_rows<T, 2, kTf32>(args, blocks(args.splits), stream);
     default:
       // plan_gram gives 64 rows of doubles to pairs: their products do not fit the registers of a warp.
-      if constexpr (sizeof(T) == 4)
-        gram_rows_kernel<T, 4, kTf32><<<blocks(args.splits), kGramThreads, 0, stream>>>(args);
+      if constexpr (sizeof(T) == 4) return launch_rows<T, 4, kTf32>(args, blocks(args.splits), stream);
+      return Status::kBadShape;
   }
 }
 
+template <int kSlices>
+void launch_join(const GramDevice& args, cudaStream_t stream) {
+  const std::int64_t entries = args.side * (args.side + 1), size = kJoinEntries<kSlices>;
+  gram_join_kernel<kSlices>
+      <<<static_cast<unsigned>((entries + size - 1) / size), kGramThreads, 0, stream>>>(args);
+}
+
 template <typename T>
-void launch_gram(const GramPlan& plan, cudaStream_t stream) {
+Status launch_gram(const GramPlan& plan, cudaStream_t stream) {
   const GramDevice& args = plan.device;
   const auto rows = static_cast<unsigned>(args.rows);
   if (plan.own_centroid) {
@@ -82,18 +98,20 @@ void launch_gram(const GramPlan& plan, cudaStream_t stream) {
     gram_centroid_kernel<T><<<static_cast<unsigned>(blocks), kGramThreads, 0, stream>>>(args);
   }
   if (args.centre_rows) {
-    gram_sample_kernel<<<rows, kGramThreads, 0, stream>>>(args);
+    gram_sample_kernel<<<rows* static_cast<unsigned>(args.sample_parts), kGramThreads, 0, stream>>>(args);
     gram_shift_kernel<<<1, kGramThreads, 0, stream>>>(args);
   }
-  if (sizeof(T) == 4 && args.tf32) {
-    launch_products<T, sizeof(T) == 4>(plan, stream);
+  const Status status = sizeof(T) == 4 && args.tf32 ? launch_products<T, sizeof(T) == 4>(plan, stream)
+                                                    : launch_products<T, false>(plan, stream);
+  if (status != Status::kOk) return status;
+  if (args.splits > kManySlices) {
+    launch_join<kManySlices>(args, stream);
   } else {
-    launch_products<T, false>(plan, stream);
+    launch_join<kFewSlices>(args, stream);
   }
-  const std::int64_t entries = args.side * (args.side + 1);
-  gram_join_kernel<<<static_cast<unsigned>((entries + 31) / 32), kGramThreads, 0, stream>>>(args);
   if (args.mean_origin) gram_average_kernel<<<rows, kGramThreads, 0, stream>>>(args);
   gram_finish_kernel<<<rows, kGramThreads, 0, stream>>>(args);
+  return launch_status();
 }
 
 }  // namespace
@@ -116,12 +134,7 @@ Status gram_cuda(const GramArgs& args, const CudaCall& call) {
   }
   place_gram(static_cast<unsigned char*>(call.workspace), plan);
   launch_upload(plan.tables, call.workspace, stream);
-  if (plan.in_double) {
-    launch_gram<double>(plan, stream);
-  } else {
-    launch_gram<float>(plan, stream);
-  }
-  return launch_status();
+  return plan.in_double ? launch_gram<double>(plan, stream) : launch_gram<float>(plan, stream);
 }
 
 }  // namespace mmfl

@@ -13,6 +13,8 @@ constexpr std::int64_t kSplitsOfSmallTiles = 2 * kSplitsOfLargeTiles;
 constexpr std::int64_t kPartialBytes = std::int64_t{64} << 20;
 // A split shorter than this costs more to add up than it saves.
 constexpr std::int64_t kShortestSplit = 4;
+// Elements that a thread of the sample adds up.
+constexpr std::int64_t kSampledByThread = 4;
 
 }  // namespace
 
@@ -41,20 +43,23 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
     starts.push_back(starts.back() + args.widths[s]);
     steps.push_back(steps.back() + (args.widths[s] + step - 1) / step);
   }
-  std::vector<Span> spans;
-  for (std::int64_t s = 0; s < args.segments; ++s)
-    for (std::int64_t k = 0; k < rows; ++k)
-      spans.push_back(table.spans[static_cast<std::size_t>(k * args.segments + s)]);
-
   GramDevice& device = plan.device;
   device.rows = rows;
   device.segments = args.segments;
   device.columns = starts.back();
   device.side = plan.tiles > 0 ? 16 * plan.tiles : kGramGroup * groups;
+  // In the place of rows that do not exist the first one is read; nobody asks for their products.
+  std::vector<Span> spans;
+  for (std::int64_t s = 0; s < args.segments; ++s)
+    for (std::int64_t k = 0; k < (rows > 0 ? device.side : 0); ++k)
+      spans.push_back(table.spans[static_cast<std::size_t>((k < rows ? k : 0) * args.segments + s)]);
   const std::int64_t most = plan.tiles > 1 ? kSplitsOfLargeTiles : kSplitsOfSmallTiles;
   const std::int64_t one = device.side * (device.side + 1) * 8;
   device.splits = std::max<std::int64_t>(
       1, std::min({most, one > 0 ? kPartialBytes / one : 1, steps.back() / kShortestSplit}));
+  const std::int64_t sampled = std::min(device.columns, kGramSampled),
+                     share = kSampledByThread * kGramThreads;
+  device.sample_parts = std::max<std::int64_t>(1, (sampled + share - 1) / share);
   device.mean_origin = args.mean_origin;
   device.centre_rows = args.centre_rows;
   device.tf32 = args.tf32;
@@ -77,8 +82,8 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
     for (std::int64_t s = 0; s < args.segments; ++s)
       plan.centroid_offsets.push_back(static_cast<std::int64_t>(
           reinterpret_cast<std::uintptr_t>(layout.array<unsigned char>(args.widths[s] * size))));
-  device.sampled_mean = args.centre_rows ? layout.array<double>(rows) : nullptr;
-  device.shift = args.centre_rows ? layout.array<float>(rows) : nullptr;
+  device.sampled_sum = args.centre_rows ? layout.array<double>(rows * device.sample_parts) : nullptr;
+  device.shift = args.centre_rows ? layout.array<float>(device.side) : nullptr;
   device.partial = layout.array<double>(device.splits * device.side * (device.side + 1));
   device.joined = layout.array<double>(device.side * (device.side + 1));
   device.average = args.mean_origin ? layout.array<double>(rows) : nullptr;
@@ -101,7 +106,7 @@ void place_gram(unsigned char* workspace, GramPlan& plan) {
   place(workspace, device.starts);
   place(workspace, device.steps);
   place(workspace, device.origin);
-  place(workspace, device.sampled_mean);
+  place(workspace, device.sampled_sum);
   place(workspace, device.shift);
   place(workspace, device.partial);
   place(workspace, device.joined);

@@ -12,15 +12,22 @@ constexpr int kGramThreads = 256;
 constexpr int kGramWarps = kGramThreads / 32;
 // Rows of one side of a pair when there are too many rows for one warp.
 constexpr int kGramGroup = 32;
+// Elements of a row from which its mean is estimated.
+constexpr std::int64_t kGramSampled = 16384;
+// Entries of the partial sums that a block adds up with so many threads for each: 32 bytes at least, for
+// memory gives no less.
+constexpr int kFewSlices = 8, kManySlices = 64;
+template <int kSlices>
+constexpr int kJoinEntries = kGramThreads / kSlices;
 
 // What the kernels of gram.cuh work on. All pointers are device memory.
 struct GramDevice {
-  const Span* spans;           // [segments, rows]
+  const Span* spans;           // [segments, side]; behind the rows the first one again
   const Span* origin;          // [segments] what to subtract: the caller's row or the centroid; or null
   const std::int64_t* starts;  // [segments + 1] first column of every segment, then P
   const std::int64_t* steps;   // [segments + 1] first step of every segment, then all steps
-  double* sampled_mean;        // [rows], or null without centre_rows
-  float* shift;                // [rows] subtracted from all elements of a row; or null, likewise
+  double* sampled_sum;         // [rows, sample_parts], or null without centre_rows
+  float* shift;                // [side] subtracted from all elements of a row; or null, likewise
   double* partial;             // [splits, side + 1, side] products, then sums of the shifted rows
   double* joined;              // [side + 1, side]
   double* average;             // [rows] of the finite entries of a row, or null without mean_origin
@@ -31,6 +38,7 @@ struct GramDevice {
   std::int64_t columns;  // P
   std::int64_t side;     // rows, to whole tiles
   std::int64_t splits;   // runs of steps that are summed apart
+  std::int64_t sample_parts;
   bool mean_origin;
   bool centre_rows;
   bool tf32;

@@ -3,8 +3,8 @@
 // have arrived. Between two barriers the threads run one after the other, so a body that lacks a barrier
 // reads what nobody has written yet. Shared memory starts as NaN for that reason.
 //
-// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() do nothing, which a test needs to see it missed: in
-// the launch whose number the environment variable of that name gives, or in all.
+// MMFL_EMULATE_WITHOUT_BLOCK_BARRIER makes sync_block() and wait_for_copies() do nothing, which a test needs
+// to see them missed: in the launch whose number the environment variable of that name gives, or in all.
 #pragma once
 
 #include <ucontext.h>
@@ -85,11 +85,15 @@ class Block {
       makecontext(&fibre.context, &Block::enter, 0);
       fibre.state = State::kReady;
       fibre.exchanges = 0;
+      fibre.copies.clear();
+      fibre.copy_groups = 0;
     }
     while (run_warps() || release(State::kAtBlock, 0, fibres_.size())) {
     }
-    for (const Fibre& fibre : fibres_)
+    for (const Fibre& fibre : fibres_) {
       if (fibre.state != State::kDone) fail("a barrier is met by some threads and not by others");
+      if (!fibre.copies.empty()) fail("a thread has not waited for its copies");
+    }
   }
 
   int thread() const { return running_; }
@@ -98,6 +102,22 @@ class Block {
 
   void sync_block() { wait(State::kAtBlock); }
   void sync_warp() { wait(State::kAtWarp); }
+
+  // A copy is made when it is waited for, as late as the machine may make it. Until then NaN is in its place,
+  // from the moment when the machine may begin to write.
+  void start_copy(void* to, const void* from, std::size_t bytes) {
+    Fibre& fibre = fibres_[static_cast<std::size_t>(running_)];
+    std::memset(to, 0xff, bytes);
+    fibre.copies.push_back({to, from, bytes, fibre.copy_groups});
+  }
+  void end_copies() { ++fibres_[static_cast<std::size_t>(running_)].copy_groups; }
+  void wait_for_copies(int later) {
+    Fibre& fibre = fibres_[static_cast<std::size_t>(running_)];
+    std::size_t done = 0;
+    for (; done < fibre.copies.size() && fibre.copies[done].group < fibre.copy_groups - later; ++done)
+      std::memcpy(fibre.copies[done].to, fibre.copies[done].from, fibre.copies[done].bytes);
+    fibre.copies.erase(fibre.copies.begin(), fibre.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  }
 
   // Shows `value` to the warp, calls read(lane -> value of that lane), and returns what it returned.
   template <typename Value, typename Read>
@@ -118,12 +138,20 @@ class Block {
 
  private:
   enum class State { kReady, kAtBlock, kAtWarp, kDone };
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+    int group;
+  };
   struct Fibre {
     ucontext_t context;
     char* stack = nullptr;
     void* fake_stack = nullptr;
     State state = State::kDone;
     unsigned exchanges = 0;
+    std::vector<Copy> copies;  // not made yet
+    int copy_groups = 0;       // ended so far
   };
   struct Slot {
     unsigned char bytes[32];
@@ -380,6 +408,16 @@ inline Chunk8 load_8_bytes(const void* from) { return load_aligned<Chunk8>(from)
 inline Chunk16 read_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
 inline void store_16_bytes(void* to, const Chunk16& chunk) { store_aligned(to, chunk); }
 inline void store_8_bytes(void* to, const Chunk8& chunk) { store_aligned(to, chunk); }
+inline void copy_16_bytes(void* to, const void* from) {
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    emulation::fail("a copy is not aligned");
+  emulation::Block::current().start_copy(to, from, 16);
+}
+inline void end_copies() { emulation::Block::current().end_copies(); }
+template <int kLater>
+void wait_for_copies() {
+  if (!emulation::lacks_block_barrier()) emulation::Block::current().wait_for_copies(kLater);
+}
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 inline void prefetch(const void*) {}
 inline void keep_order() {}

@@ -11,6 +11,8 @@ namespace device {
 
 // Rows that are added in the compute type; sums of such groups are added in double.
 constexpr int kMixPanel = 64;
+// Rows whose loads are in flight together.
+constexpr int kMixGroup = 8;
 
 using MixBlockSum = BlockSum<kMixThreads>;
 
@@ -40,12 +42,21 @@ template <typename T>
 MMFL_DEVICE void mix_centre(const MixDevice& args, const Span* spans, std::int64_t column, std::int64_t width,
                             T (&centre)[kColumns<T>]) {
   double sums[kColumns<T>] = {};
-  for (std::int64_t k = 0; k < args.rows; ++k) {
-    if (args.members[k] == 0) continue;
-    T values[kColumns<T>];
-    load_row(spans[k], column, width, values);
+  for (std::int64_t from = 0; from < args.rows; from += kMixGroup) {
+    T values[kMixGroup][kColumns<T>];
+    Packing packing[kMixGroup];
 #pragma unroll
-    for (int c = 0; c < kColumns<T>; ++c) sums[c] += static_cast<double>(values[c]);
+    for (int i = 0; i < kMixGroup; ++i) {
+      const std::int64_t k = from + i;
+      const bool member = k < args.rows && args.members[k] != 0;
+      packing[i] = load_row_packed(spans[member ? k : 0], column, member ? width : 0, values[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kMixGroup; ++i) {
+      widen(packing[i], values[i]);
+#pragma unroll
+      for (int c = 0; c < kColumns<T>; ++c) sums[c] += static_cast<double>(values[i][c]);
+    }
   }
   const double members = args.members[args.rows];
 #pragma unroll
@@ -55,8 +66,6 @@ MMFL_DEVICE void mix_centre(const MixDevice& args, const Span* spans, std::int64
 // kOutputs of the outputs on one tile of columns.
 template <typename T, int kOutputs>
 MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared) {
-  // Rows whose loads are in flight together.
-  constexpr int kGroup = kOutputs == 1 ? 8 : 4;
   const std::int64_t* tiles = sizeof(T) == 8 ? args.double_tiles : args.float_tiles;
   // Blocks that read the same columns are neighbours.
   const std::int64_t parts = (args.out_rows + kOutputs - 1) / kOutputs;
@@ -90,15 +99,16 @@ MMFL_DEVICE void mix_tile(const MixDevice& args, MixWeights<T, kOutputs>& shared
     }
     sync_block();
     T sums[kOutputs][kColumns<T>] = {};
-    for (int k = 0; k < count; k += kGroup) {
-      T values[kGroup][kColumns<T>];
+    for (int k = 0; k < count; k += kMixGroup) {
+      T values[kMixGroup][kColumns<T>];
+      Packing packing[kMixGroup];
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        if (shared.read[k + i]) load_row(spans[from + k + i], column, width, values[i]);
-      }
+      for (int i = 0; i < kMixGroup; ++i)
+        if (shared.read[k + i]) packing[i] = load_row_packed(spans[from + k + i], column, width, values[i]);
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
+      for (int i = 0; i < kMixGroup; ++i) {
         if (!shared.read[k + i]) continue;
+        widen(packing[i], values[i]);
         T probe = 0;
 #pragma unroll
         for (int c = 0; c < kColumns<T>; ++c) {

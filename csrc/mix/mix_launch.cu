@@ -13,20 +13,24 @@ __global__ void mix_members_kernel(const __grid_constant__ MixDevice args) {
 }
 
 template <typename T, int kOutputs>
-__global__ void __launch_bounds__(kMixThreads, 1) mix_tile_kernel(const __grid_constant__ MixDevice args) {
+__global__ void __launch_bounds__(kMixThreads, kOutputs > kMixFew ? 1 : 2)
+    mix_tile_kernel(const __grid_constant__ MixDevice args) {
   __shared__ device::MixWeights<T, kOutputs> shared;
   device::mix_tile<T, kOutputs>(args, shared);
 }
 
-template <typename T>
+template <typename T, int kOutputs>
 void launch_tiles(const MixDevice& args, std::int64_t tiles, cudaStream_t stream) {
+  const std::int64_t parts = (args.out_rows + kOutputs - 1) / kOutputs;
+  mix_tile_kernel<T, kOutputs><<<static_cast<unsigned>(tiles * parts), kMixThreads, 0, stream>>>(args);
+}
+
+template <typename T>
+void launch(const MixDevice& args, std::int64_t tiles, cudaStream_t stream) {
   if (tiles == 0) return;
-  if (args.out_rows == 1) {
-    mix_tile_kernel<T, 1><<<static_cast<unsigned>(tiles), kMixThreads, 0, stream>>>(args);
-  } else {
-    const std::int64_t parts = (args.out_rows + kMixOutputs - 1) / kMixOutputs;
-    mix_tile_kernel<T, kMixOutputs><<<static_cast<unsigned>(tiles * parts), kMixThreads, 0, stream>>>(args);
-  }
+  if (args.out_rows == 1) return launch_tiles<T, 1>(args, tiles, stream);
+  if (args.out_rows <= kMixFew) return launch_tiles<T, kMixFew>(args, tiles, stream);
+  launch_tiles<T, kMixMany>(args, tiles, stream);
 }
 
 }  // namespace
@@ -44,8 +48,8 @@ Status mix_cuda(const MixArgs& args, const CudaCall& call) {
   place_mix(static_cast<unsigned char*>(call.workspace), plan);
   launch_upload(plan.tables, call.workspace, stream);
   if (args.centre_columns) mix_members_kernel<<<1, kMixThreads, 0, stream>>>(plan.device);
-  launch_tiles<float>(plan.device, plan.float_tiles, stream);
-  launch_tiles<double>(plan.device, plan.double_tiles, stream);
+  launch<float>(plan.device, plan.float_tiles, stream);
+  launch<double>(plan.device, plan.double_tiles, stream);
   return launch_status();
 }
 

@@ -9,8 +9,9 @@
 namespace mmfl {
 
 constexpr int kMixThreads = 256;
-// Outputs a thread works on side by side when there is more than one.
-constexpr int kMixOutputs = 8;
+// Outputs a thread works on side by side when there is more than one: few leave registers for twice the
+// warps.
+constexpr int kMixFew = 4, kMixMany = 8;
 
 // What the kernels of mix.cuh work on. All pointers are device memory.
 struct MixDevice {

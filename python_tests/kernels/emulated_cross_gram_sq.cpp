@@ -19,13 +19,14 @@ std::int64_t pieces(std::int64_t count, std::int64_t size) { return (count + siz
 template <typename T, bool kByRows, bool kTf32>
 void run_tiles(const mmfl::CrossGramSqDevice& call, Order order) {
   using Shared = mmfl::device::CrossShared<T>;
-  using Sum = mmfl::device::BlockSum<kThreads>;
+  using JoinShared = mmfl::device::CrossJoinShared;
   run_grid<Shared>(call.products * call.splits, 1, kThreads, order, [&](Shared& shared) {
     mmfl::device::cross_gram_sq_tile<T, kByRows, kTf32>(call, shared);
   });
   if (call.splits > 1)
-    run_grid<Sum>(call.products, 1, kThreads, order,
-                  [&](Sum& shared) { mmfl::device::cross_gram_sq_join<T, kByRows>(call, shared); });
+    run_grid<JoinShared>(call.products, 1, kThreads, order, [&](JoinShared& shared) {
+      mmfl::device::cross_gram_sq_join<T, kByRows>(call, shared);
+    });
 }
 
 template <typename T, bool kTf32>

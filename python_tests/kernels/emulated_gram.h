@@ -16,14 +16,27 @@ template <typename T, bool kTf32>
 void run_products(const mmfl::GramPlan& plan, Order order) {
   const mmfl::GramDevice& args = plan.device;
   const auto blocks = [](std::int64_t warps) { return (warps + mmfl::kGramWarps - 1) / mmfl::kGramWarps; };
-  const std::int64_t x = plan.tiles == 0 ? blocks(plan.pairs) : blocks(args.splits);
-  const std::int64_t y = plan.tiles == 0 ? args.splits : 1;
-  run_grid<Nothing>(x, y, mmfl::kGramThreads, order, [&](Nothing&) {
-    if (plan.tiles == 0) return mmfl::device::gram_pairs<T, kTf32>(args);
-    if (plan.tiles == 1) return mmfl::device::gram_rows<T, 1, kTf32>(args);
-    if (plan.tiles == 2) return mmfl::device::gram_rows<T, 2, kTf32>(args);
-    if constexpr (sizeof(T) == 4) mmfl::device::gram_rows<T, 4, kTf32>(args);
-  });
+  constexpr int kThreads = mmfl::kGramThreads;
+  if (plan.tiles == 0)
+    return run_grid<Nothing>(blocks(plan.pairs), args.splits, kThreads, order,
+                             [&](Nothing&) { mmfl::device::gram_pairs<T, kTf32>(args); });
+  run_grid<mmfl::device::GramStages>(blocks(args.splits), 1, kThreads, order,
+                                     [&](mmfl::device::GramStages& shared) {
+                                       if (plan.tiles == 1)
+                                         return mmfl::device::gram_rows<T, 1, kTf32>(args, shared);
+                                       if (plan.tiles == 2)
+                                         return mmfl::device::gram_rows<T, 2, kTf32>(args, shared);
+                                       if constexpr (sizeof(T) == 4)
+                                         mmfl::device::gram_rows<T, 4, kTf32>(args, shared);
+                                     });
+}
+
+template <int kSlices>
+void run_join(const mmfl::GramDevice& args, Order order) {
+  using Sums = mmfl::device::JoinSums<kSlices>;
+  const std::int64_t entries = args.side * (args.side + 1), size = mmfl::kJoinEntries<kSlices>;
+  run_grid<Sums>((entries + size - 1) / size, 1, mmfl::kGramThreads, order,
+                 [&](Sums& shared) { mmfl::device::gram_join(args, shared); });
 }
 
 template <typename T>
@@ -34,7 +47,7 @@ void run(const mmfl::GramPlan& plan, Order order) {
     run_grid<Nothing>((args.columns + kThreads - 1) / kThreads, 1, kThreads, order,
                       [&](Nothing&) { mmfl::device::gram_centroid<T>(args); });
   if (args.centre_rows) {
-    run_grid<BlockSum>(args.rows, 1, kThreads, order,
+    run_grid<BlockSum>(args.rows * args.sample_parts, 1, kThreads, order,
                        [&](BlockSum& shared) { mmfl::device::gram_sample(args, shared); });
     run_grid<BlockSum>(1, 1, kThreads, order,
                        [&](BlockSum& shared) { mmfl::device::gram_shift(args, shared); });
@@ -44,9 +57,11 @@ void run(const mmfl::GramPlan& plan, Order order) {
   } else {
     run_products<T, false>(plan, order);
   }
-  run_grid<mmfl::device::JoinSums>(
-      (args.side * (args.side + 1) + 31) / 32, 1, kThreads, order,
-      [&](mmfl::device::JoinSums& shared) { mmfl::device::gram_join(args, shared); });
+  if (args.splits > mmfl::kManySlices) {
+    run_join<mmfl::kManySlices>(args, order);
+  } else {
+    run_join<mmfl::kFewSlices>(args, order);
+  }
   if (args.mean_origin)
     run_grid<BlockSum>(args.rows, 1, kThreads, order,
                        [&](BlockSum& shared) { mmfl::device::gram_average(args, shared); });

@@ -18,11 +18,9 @@ void run_tiles(const mmfl::MixDevice& args, std::int64_t tiles, Order order) {
 
 template <typename T>
 void run(const mmfl::MixDevice& args, std::int64_t tiles, Order order) {
-  if (args.out_rows == 1) {
-    run_tiles<T, 1>(args, tiles, order);
-  } else {
-    run_tiles<T, mmfl::kMixOutputs>(args, tiles, order);
-  }
+  if (args.out_rows == 1) return run_tiles<T, 1>(args, tiles, order);
+  if (args.out_rows <= mmfl::kMixFew) return run_tiles<T, mmfl::kMixFew>(args, tiles, order);
+  run_tiles<T, mmfl::kMixMany>(args, tiles, order);
 }
 
 }  // namespace

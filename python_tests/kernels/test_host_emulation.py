@@ -97,6 +97,11 @@ def test_gram(rows: int, columns: int, dtype: torch.dtype, run_gram: Run) -> Non
         assert_gram(emulated_gram(run_gram, [x], **options), exact, tolerance)
 
 
+def test_gram_of_many_splits(run_gram: Run) -> None:
+    x = torch.randn(2, 17_000)
+    assert_gram(emulated_gram(run_gram, [x], centre_rows=True), exact_gram([x], [], False, True), 1e-6)
+
+
 @pytest.mark.parametrize("rows", [7, 40, 66])
 def test_gram_in_tf32_rounds_factors(rows: int, run_gram: Run) -> None:
     x = torch.randn(rows, 90)
@@ -267,10 +272,10 @@ def test_mix_does_not_depend_on_the_order_of_threads(run_mix: Run) -> None:
 def test_a_missing_barrier_of_gram_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
     x = torch.randn(5, 300)
     program = compile_kernels("gram", sanitized=False)
-    # All but the products: the sample, the shift, the join, the averages and the finish.
+    # The sample, the shift, the products with their copies, the join, the averages and the finish.
     assert launches_with_barriers(
         program, lambda run: emulated_gram(run, [x], mean_origin=True, centre_rows=True), 6
-    ) == [0, 1, 3, 4, 5]
+    ) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_missing_barrier_of_mix_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
