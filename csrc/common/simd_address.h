@@ -8,8 +8,10 @@
 #include "common/simd.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/allocator_interface.h>
 #include <sanitizer/asan_interface.h>
+
+// GCC does not install the header that declares it.
+extern "C" std::size_t __sanitizer_get_allocated_size(const volatile void* memory);
 #endif
 
 namespace mmfl {
