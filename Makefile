@@ -5,8 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint bench m3fed-tables mfcpl-weights mfcpl-tables 3fm-tables fedmvp-tables gpu-check gpu-build \
-  gpu-test-rounds gpu-bench-rounds gpu-memcheck gpu-racecheck dist clean
+.PHONY: demo test lint bench sanitize sanitize-threads m3fed-tables mfcpl-weights mfcpl-tables 3fm-tables fedmvp-tables \
+  gpu-check gpu-build gpu-test-rounds gpu-bench-rounds gpu-memcheck gpu-racecheck dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mmfl-fast compare local fedavg cross-fedavg m3fed --preset demo --seeds 3
@@ -20,6 +20,40 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/mmfl-fast bench ops
+
+# The CPU's C++ under GCC's sanitizers, in builds of their own. This is not .venv's Python, whose editable install
+# would import its own extension, but it takes the packages from there. ASan looks for libstdc++'s exceptions
+# before Python loads it. Reports go past pytest, which loses them with the process.
+SANITIZED_BUILD  = $(CURDIR)/build/sanitized/$(LIBRARY)
+BUILD_SANITIZED  = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+  --target $(SANITIZED_BUILD) --config-settings=build-dir=$(SANITIZED_BUILD)-objects \
+  --config-settings=cmake.build-type=RelWithDebInfo --config-settings=cmake.define.MMFL_CUDA=OFF \
+  --config-settings=cmake.define.MMFL_SANITIZE=$(KIND) .
+PACKAGES         = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")
+SANITIZED_PYTEST = PYTHONSAFEPATH=1 PYTHONPATH=$(SANITIZED_BUILD):$(PACKAGES) \
+  LD_PRELOAD="$(shell $(CXX) -print-file-name=lib$(LIBRARY).so) $(shell $(CXX) -print-file-name=libstdc++.so)" \
+  $(PYTHON) -m pytest --capture=sys $(foreach other,emulat triton cuda gpu,--ignore-glob='*$(other)*')
+TRAINS_NATIVELY := $(addprefix python_tests/federation/test_,native_steps.py client_workers.py)
+
+# Fresh memory is NaN, so that what nobody wrote is seen.
+sanitize: export ASAN_OPTIONS := detect_leaks=0:redzone=256:max_malloc_fill_size=1073741824:malloc_fill_byte=255
+sanitize: KIND := address,undefined,float-cast-overflow
+sanitize: LIBRARY := asan
+sanitize: $(VENV)/.installed
+	$(BUILD_SANITIZED)
+	for level in portable avx2 avx512; do \
+	  MMFL_SIMD=$$level $(SANITIZED_PYTEST) python_tests/kernels python_tests/ops $(TRAINS_NATIVELY) || exit 1; \
+	done
+
+# On threads of our own: ThreadSanitizer does not understand OpenMP's.
+sanitize-threads: export TSAN_OPTIONS := die_after_fork=0:detect_deadlocks=0
+sanitize-threads: export OMP_NUM_THREADS := 3
+sanitize-threads: KIND := thread
+sanitize-threads: LIBRARY := tsan
+sanitize-threads: $(VENV)/.installed
+	$(BUILD_SANITIZED)
+	$(SANITIZED_PYTEST) python_tests/kernels $(TRAINS_NATIVELY) -k 'thread or natively or workers' \
+	  --deselect $(lastword $(TRAINS_NATIVELY))::test_the_threads_are_those_of_torchs_own_loops
 
 # Tables 2 and 4 of M3Fed on the federation for two cores. Interrupted, it goes on where it was.
 TABLES := runs/m3fed-tables

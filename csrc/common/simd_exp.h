@@ -10,8 +10,9 @@ namespace MMFL_SIMD {
 
 // e^x to 1 unit in the last place for x <= 88; 0 below -87.3, where the result would be subnormal.
 static inline Floats exponential(Floats x) {
-  typedef std::int32_t Integers __attribute__((vector_size(MMFL_SIMD_BYTES)));
-  const Integers vanishes = x < -87.3f;
+  // Unsigned, because an x above 88 overflows.
+  typedef std::uint32_t Bits __attribute__((vector_size(MMFL_SIMD_BYTES)));
+  const auto vanishes = x < -87.3f;
   const Floats bounded = vanishes ? Floats{} - 87.3f : x;
   // Adding 1.5 * 2^23 leaves the nearest integer to x / ln 2 in the low bits.
   const Floats shifted = bounded * 1.44269504f + 12582912.0f;
@@ -24,9 +25,9 @@ static inline Floats exponential(Floats x) {
   tail = tail * r + 0.16666576266288757f;
   tail = tail * r + 0.5f;
   const Floats mantissa = (tail * r * r + r) + 1.0f;
-  Integers bits;
+  Bits bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000;
+  bits = (bits << 23) + 0x3f800000u;
   Floats scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return vanishes ? Floats{} : mantissa * scale;

@@ -11,13 +11,15 @@ namespace MMFL_SIMD {
 // log(1 + x) to 2 units in the last place for x >= 0; NaN stays NaN.
 static inline Floats log_of_one_plus(Floats x) {
   typedef std::int32_t Integers __attribute__((vector_size(MMFL_SIMD_BYTES)));
+  // Unsigned, because they overflow where x is below -1.
+  typedef std::uint32_t Bits __attribute__((vector_size(MMFL_SIMD_BYTES)));
   const Floats one = Floats{} + 1.0f;
   const Floats y = one + x;
-  Integers bits;
+  Bits bits;
   std::memcpy(&bits, &y, sizeof bits);
   // y = 2^exponent * m with m in [sqrt(1/2), sqrt(2)).
-  const Integers exponent = (bits - 0x3f3504f3) >> 23;
-  const Integers scale_bits = 0x3f800000 - (exponent << 23);
+  const Integers exponent = (Integers)(bits - 0x3f3504f3u) >> 23;
+  const Bits scale_bits = 0x3f800000u - ((Bits)exponent << 23);
   Floats scale;
   std::memcpy(&scale, &scale_bits, sizeof scale);
   // m - 1 with what the addition of 1 has rounded away, which for small x is all there is.

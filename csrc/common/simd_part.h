@@ -8,12 +8,14 @@
 #include <cstdint>
 
 #include "common/simd.h"
+#include "common/simd_address.h"
 
 namespace mmfl {
 namespace MMFL_SIMD {
 
 // The first `count` lanes, 0 in the others; memory behind them is not touched.
 static inline Floats load_part(const float* from, int count) {
+  touch(from, count * static_cast<std::int64_t>(sizeof *from));
 #if MMFL_SIMD_BYTES == 64
   return (Floats)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
 #elif MMFL_SIMD_BYTES == 32
@@ -27,6 +29,7 @@ static inline Floats load_part(const float* from, int count) {
 }
 
 static inline void store_part(float* to, Floats value, int count) {
+  touch(to, count * static_cast<std::int64_t>(sizeof *to));
 #if MMFL_SIMD_BYTES == 64
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
 #elif MMFL_SIMD_BYTES == 32

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "common/simd_address.h"
+
 namespace mmfl {
 namespace MMFL_SIMD {
 
@@ -16,9 +18,14 @@ class Scratch {
  public:
   // `bytes` is the sum of the pieces; there is room for aligning up to kPieces of them.
   explicit Scratch(std::int64_t bytes)
-      : memory_(static_cast<char*>(std::malloc(static_cast<std::size_t>(bytes + (kPieces + 1) * kLine)))),
-        next_(memory_ + (kLine - reinterpret_cast<std::uintptr_t>(memory_) % kLine) % kLine) {}
-  ~Scratch() { std::free(memory_); }
+      : memory_(static_cast<char*>(std::malloc(static_cast<std::size_t>(bytes + (kPieces + 1) * kStep)))),
+        next_(memory_ + (kLine - reinterpret_cast<std::uintptr_t>(memory_) % kLine) % kLine) {
+    close(memory_);
+  }
+  ~Scratch() {
+    open(memory_);
+    std::free(memory_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -27,12 +34,14 @@ class Scratch {
   template <typename T>
   T* take(std::int64_t count) {
     T* piece = reinterpret_cast<T*>(next_);
-    next_ += round_up(count * static_cast<std::int64_t>(sizeof(T)), kLine);
+    open(memory_, next_, count * static_cast<std::int64_t>(sizeof(T)));
+    next_ += round_up(count * static_cast<std::int64_t>(sizeof(T)), kLine) + kGapBytes;
     return piece;
   }
 
  private:
   static constexpr std::int64_t kLine = 64;
+  static constexpr std::int64_t kStep = kLine + kGapBytes;
   static constexpr std::int64_t kPieces = 32;
   char* memory_;
   char* next_;

@@ -80,6 +80,10 @@ using OpenMpParallel = void (*)(void (*function)(void*), void* data, unsigned th
 // The OpenMP runtime that the host process has loaded, torch's as a rule; null if there is none. Its workers
 // spin for milliseconds after each of torch's loops, and threads of our own would share their cores.
 OpenMpParallel host_openmp() {
+#if defined(__SANITIZE_THREAD__)
+  // ThreadSanitizer does not see how a team waits for its members, and would report all that they share.
+  return nullptr;
+#endif
   static const auto parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   return parallel;
 }

@@ -95,7 +95,9 @@ class RowForm {
       }
       if (columns > kMultiplyDepth)
         for (std::int64_t i = 0; i < height * kTile; ++i) to[i] = static_cast<T>(total[i]);
-      clear(to + height * kTile, kTileSize - height * kTile);
+      // A view without columns has no products either.
+      const std::int64_t made = columns > 0 ? height * kTile : 0;
+      clear(to + made, kTileSize - made);
     }
     return true;
   }

@@ -229,6 +229,9 @@ class Group {
   // <f, p_c> of a tile with classes [first, first + width).
   void multiply_classes(std::int64_t count, const UnitRows<T>& features, std::int64_t first,
                         std::int64_t width, Product<T> products) const {
+    if (args_.dims == 0)
+      for (std::int64_t i = 0; i < count; ++i)
+        std::memset(products.data + i * products.row, 0, static_cast<std::size_t>(width * kSize));
     multiply<T>(count, width, args_.dims, {features.data, features.pitch, 1},
                 {panels_ + first * columns_, kPanel, kPanel * columns_}, products, false);
   }

@@ -88,6 +88,13 @@ def gpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def level_environment() -> Callable[[str], dict[str, str]]:
+    """``level_environment("avx2")``: of a process at that SIMD level, in which the C library gives out memory
+    full of large numbers, so that nobody can count on zeros."""
+    return lambda level: {**os.environ, "MMFL_SIMD": level, "MALLOC_PERTURB_": "128"}
+
+
+@pytest.fixture
 def arrange() -> Any:
     """``arrange(layout, values [K, P])``: the rows in that layout."""
     return _arrange

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,24 @@ from mmfl_fast.kernels import client_step
 LEVELS = ["portable", "avx2", "avx512"]
 
 
+def apart(program, sources, capacity):
+    """The same program with every temporary in a tensor of its own, which ends where its last element does."""
+    sizes = dict.fromkeys(program.arena.tolist(), 1)
+    for buffer, offset, *axes in program.values.tolist():
+        reach = sum((size - 1) * stride for size, stride in zip(axes[:4], axes[4:], strict=True))
+        if buffer in sizes:
+            sizes[buffer] = max(sizes[buffer], offset + reach + 1)
+    for _, width, _, buffer, _ in sources.table.tolist():
+        sizes[buffer] = max(sizes[buffer], capacity * width)
+    places = {buffer: torch.full((size,), torch.nan) for buffer, size in sizes.items()}
+    buffers, none = program.buffers.copy(), np.empty(0, dtype=np.int64)
+    buffers[list(places)] = [t.data_ptr() for t in places.values()]
+    constants = (*program.constants, *places.values())
+    return replace(
+        program, buffers=buffers, arena=none, arena_offsets=none, arena_size=0, constants=constants
+    )
+
+
 def step(loss, params, x, labels, rates=(0.1, 0.0, 0.0), batch_size=None, capacity=None, largest_norm=None):
     """Parameters and losses after one pass over all rows, by the kernel."""
     capacity = capacity or batch_size or len(x)
@@ -22,20 +41,29 @@ def step(loss, params, x, labels, rates=(0.1, 0.0, 0.0), batch_size=None, capaci
     leaves = {n: t.clone().requires_grad_() for n, t in params.items()}
     batch = [x[rows], labels[rows]]
     recording = client_step.record(lambda: loss(leaves, *batch), list(leaves.values()))
+    parameters = [t.detach() for t in leaves.values()]
     velocities = [torch.zeros_like(t) for t in params.values()] if rates[1] else []
-    external = [*(t.detach() for t in leaves.values()), *velocities]
+    external = [*parameters, *velocities]
     moving = {i: [len(leaves) + i] if velocities else [] for i in range(len(leaves))}
     program = client_step.build_program(recording, external, batch, moving, largest_norm)
     sources = client_step.Sources.of([x, labels], len(external), [0, -100])
-    written = [torch.full_like(t, torch.nan) for t in params.values()]
-    size = batch_size or len(x)
-    losses = np.full(-(-len(x) // size), np.nan, dtype=np.float32)
     order = torch.arange(len(x))
-    scratch = torch.full((program.scratch_size,), torch.nan)
-    finite = client_step.take_steps(
-        program, external, [*written, *velocities], sources, order.data_ptr(), len(x), size, capacity,
-        client_step.Rates(*rates), scratch, losses.ctypes.data,
-    )  # fmt: skip
+
+    def run(program):
+        kept = [t.clone() for t in velocities]
+        written = [torch.full_like(t, torch.nan) for t in params.values()]
+        losses = np.full(-(-len(x) // (batch_size or len(x))), np.nan, dtype=np.float32)
+        scratch = torch.full((max(1, program.scratch_size),), torch.nan)
+        finite = client_step.take_steps(
+            program, [*parameters, *kept], [*written, *kept], sources, order.data_ptr(), len(x),
+            batch_size or len(x), capacity, client_step.Rates(*rates), scratch, losses.ctypes.data,
+        )  # fmt: skip
+        return written, losses, finite
+
+    written, losses, finite = run(program)
+    # Temporaries that share memory must not meet.
+    for ours, alone in zip(written, run(apart(program, sources, capacity))[0], strict=True):
+        torch.testing.assert_close(ours, alone, rtol=0, atol=0, equal_nan=True)
     return dict(zip(params, written, strict=True)), losses, finite
 
 
@@ -116,6 +144,7 @@ LOSSES = {
     "addcdiv": lambda p, x, y: torch.addcdiv(p["b"], x[:, :5], logits(p, x).square() + 1, value=-0.5).square().sum(),
     "addcmul": lambda p, x, y: torch.addcmul(p["b"], logits(p, x), x[:, :5], value=0.5).square().sum() + (p["w"].square() + 1).rsqrt().sum(),
     "gates": lambda p, x, y: (torch.sigmoid(9 * logits(p, x)) * torch.tanh(40 * x[:, :5] * p["s"])).sum() + torch.tanh(p["w"] * 1e-3).sum(),
+    "steep": lambda p, x, y: (torch.sigmoid(300 * logits(p, x)) * x[:, :5]).sum() + p["w"].sum(),
     "lengths": lambda p, x, y: (F.normalize(logits(p, x) * (y > 0)[:, None], dim=1) * x[:, :5]).sum() + p["w"].norm() + p["b"].norm(dim=0, keepdim=True).sum(),
     "layer_norm": lambda p, x, y: (F.layer_norm(9 + logits(p, x), (5,), 1 + p["b"], p["w"][:, 0]) * x[:, 4:]).square().sum(),
     "layer_norm_of_two_axes": lambda p, x, y: (F.layer_norm(weighted(p, x), (5, 9)) + p["s"]).square().sum() * p["s"] + (F.layer_norm(weighted(p, x), (5, 9)) * x[:, None]).square().sum(),
@@ -276,7 +305,7 @@ def test_rows_that_fill_up_a_batch_change_nothing():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_simd_level(level):
+def test_every_simd_level(level, level_environment):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_client_step as t\n"
         "for shape in t.SHAPES: t.compare(t.mlp_loss, *t.mlp(*shape))\n"
@@ -285,7 +314,7 @@ def test_every_simd_level(level):
         "    t.compare(loss, {n: 0.3 * v for n, v in p.items()}, x, y, rates=(0.01, 0.0, 0.0))\n"
         "for shape in t.PICTURES: t.compare(*t.pictures(*shape))\n"
     )
-    environment = {**os.environ, "MMFL_SIMD": level, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**level_environment(level), "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script, os.path.dirname(__file__)], env=environment, check=True)
 
 

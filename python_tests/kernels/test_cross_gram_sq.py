@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -250,7 +249,7 @@ def test_the_extension_refuses_bad_arguments(without_memory):
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
-def test_every_simd_level(level):
+def test_every_simd_level(level, level_environment):
     script = """
 import torch
 from mmfl_fast.kernels.cross_gram_sq import cross_gram_sq
@@ -262,5 +261,8 @@ for rows, columns in ((70, 90), (300, 21)):
     torch.testing.assert_close(
         cross_gram_sq([x.float()], mean_columns=True), grams @ grams.mT, rtol=1e-5, atol=0
     )
+    beside_empty = torch.zeros(10, 10, dtype=torch.float64)
+    beside_empty[5:, 5:] = cross_gram_sq([x])
+    torch.testing.assert_close(cross_gram_sq([x[:, :, :0], x]), beside_empty)
 """
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, "MMFL_SIMD": level}, check=True)
+    subprocess.run([sys.executable, "-c", script], env=level_environment(level), check=True)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -169,11 +169,11 @@ for dtype, tolerance in (
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2"])
-def test_narrower_simd_levels(level: str) -> None:
+def test_narrower_simd_levels(level: str, level_environment: Callable[[str], dict[str, str]]) -> None:
     if level == "avx2" and _C.simd_level() == "portable":
         pytest.skip("this processor has no AVX2")
-    environment = {**os.environ, "MMFL_SIMD": level}
-    subprocess.run([sys.executable, "-c", _ON_ANOTHER_LEVEL, level], env=environment, check=True)
+    script = [sys.executable, "-c", _ON_ANOTHER_LEVEL, level]
+    subprocess.run(script, env=level_environment(level), check=True)
 
 
 @pytest.mark.parametrize("centre", [False, True])

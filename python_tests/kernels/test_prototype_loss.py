@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -199,6 +198,13 @@ def test_ignored_rows(backend):
     torch.testing.assert_close(loss[:, kept].double(), exact[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(d_features[:, kept].double(), exact[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(d_prototypes.double(), exact[2], rtol=1e-4, atol=1e-5)
+
+
+def test_an_ignored_row_with_logits_far_below_zero():
+    features, prototypes = torch.full((1, 3, 4), -1.0), torch.ones(1, 5, 4)
+    labels = torch.tensor([[0, -100, 2]])
+    loss = prototype_loss(features, labels, prototypes, None, 4 / 130, False)
+    torch.testing.assert_close(loss, np.log(5) * torch.tensor([[1.0, 0.0, 1.0]]))
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -447,7 +453,7 @@ def test_the_extension_refuses_bad_arguments(without_memory):
 
 
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
-def test_every_simd_level(level):
+def test_every_simd_level(level, level_environment):
     script = """
 import torch
 from mmfl_fast.kernels.prototype_loss import prototype_loss
@@ -466,5 +472,9 @@ expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatte
 torch.testing.assert_close(results[0][0].flatten(), expected)
 for single, double in zip(results[1], results[0]):
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+for dtype in (torch.float64, torch.float32):
+    f, p = features[..., :0].to(dtype), prototypes[..., :0].to(dtype)
+    without_dims = prototype_loss(f, labels, p, None, 0.1, True)
+    torch.testing.assert_close(without_dims, torch.full((2, 70), 21, dtype=dtype).log())
 """
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, "MMFL_SIMD": level}, check=True)
+    subprocess.run([sys.executable, "-c", script], env=level_environment(level), check=True)
