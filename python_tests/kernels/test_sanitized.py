@@ -1,4 +1,4 @@
-"""What runs under the compiler's sanitizers: the threads always, the whole extension with ``make sanitize``."""
+"""Under the compiler's sanitizers: the threads always, the whole extension with ``make sanitize``."""
 
 import os
 import shutil
