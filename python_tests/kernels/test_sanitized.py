@@ -47,8 +47,10 @@ def test_threads_wait_for_each_other(tmp_path):
         check=True,
     )  # fmt: skip
     environment = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0", "LD_PRELOAD": ""}
-    done = subprocess.run([program], capture_output=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+    done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer knows no addresses as random as this system's")
+    assert done.returncode == 0, done.stderr
 
 
 def found_in(script):
