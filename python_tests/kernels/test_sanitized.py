@@ -1,4 +1,4 @@
-"""What runs under the compiler's sanitizers: the threads always, the whole extension with ``make sanitize``."""
+"""Sanitizers of the compiler: the threads under one always, the extension with ``make sanitize``."""
 
 import os
 import shutil
