@@ -46,7 +46,7 @@ sanitize: $(VENV)/.installed
 	done
 
 # On threads of our own: ThreadSanitizer does not understand OpenMP's.
-sanitize-threads: export TSAN_OPTIONS := die_after_fork=0:detect_deadlocks=0
+sanitize-threads: export TSAN_OPTIONS := die_after_fork=0:detect_deadlocks=0:halt_on_error=1:suppressions=$(CURDIR)/csrc/threads.supp
 sanitize-threads: export OMP_NUM_THREADS := 3
 sanitize-threads: KIND := thread
 sanitize-threads: LIBRARY := tsan

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,19 +33,46 @@ SENDS = {"sends": ("sends", {}), "sends, not recorded": ("sends", {"step_graphs"
 LOOSE = ("fedmvp", "joint-fedavg", "each modality alone")
 
 
+# Of each kind of state and aggregation, for two processes that share the clients.
+SHARED = {method: CASES[method] for method in ("m3fed", "pcgrad", "fedmvp", "on disk")}
+
+
+def work(file, cases, **environment):
+    """The process that runs the cases and writes what it found."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), json.dumps(cases), str(file)],
+        env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process, file):
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told[-3000:]
+    return json.loads(file.read_text())
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     file = tmp_path_factory.mktemp("pretended") / "found.json"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), json.dumps({**CASES, **SENDS}), str(file)],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(file.read_text())
+    return ended(work(file, {**CASES, **SENDS}), file)
+
+
+def test_two_processes_end_where_they_do_on_a_cpu(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    files = [tmp_path / str(rank) for rank in range(2)]
+    both = [
+        work(file, SHARED, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank, file in enumerate(files)
+    ]
+    for process, file in zip(both, files, strict=True):
+        for case, of_case in ended(process, file).items():
+            assert "problem" not in of_case, of_case
+            assert of_case["worst"] <= (1e-3 if case in LOOSE else 2e-4), (case, of_case)
 
 
 @pytest.mark.parametrize("case", CASES)

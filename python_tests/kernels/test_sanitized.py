@@ -39,14 +39,14 @@ for caller in callers: caller.join()
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_threads_wait_for_each_other(tmp_path):
+    environment = {**os.environ, "LD_PRELOAD": "", "TSAN_OPTIONS": "die_after_fork=0"}
     program = tmp_path / "threads_at_work"
     sources = [HERE / "threads_at_work.cpp", CSRC / "common/thread_pool.cpp", CSRC / "algebra/algebra.cpp"]
     subprocess.run(
         ["g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", f"-I{CSRC}",
          *map(str, sources), "-ldl", "-o", str(program)],
-        check=True,
+        env=environment, check=True,
     )  # fmt: skip
-    environment = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0", "LD_PRELOAD": ""}
     done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer knows no addresses as random as this system's")
