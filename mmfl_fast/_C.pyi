@@ -105,7 +105,7 @@ def angular(products: Tensor, row_mean: Tensor, negligible: float, threads: int)
 def sq_distance(products: Tensor, threads: int) -> None: ...
 def alignment(products: Tensor, noise: float, threads: int) -> None: ...
 
-# Only where built_with_cuda is true. The last three arguments are those of mmfl_fast.kernels.cuda_place.
+# Only where built_with_cuda is true. The last arguments are those of mmfl_fast.kernels.cuda_place.
 def gram_cuda(
     blocks: list[Tensor],
     segments: int,
@@ -119,6 +119,18 @@ def gram_cuda(
     device: int,
     stream: int,
     allocate: Callable[[int], Tensor],
+) -> None: ...
+def cosine_cuda(
+    products: Tensor, row_mean: Tensor | None, threshold: float, out: Tensor, device: int, stream: int
+) -> None: ...
+def angular_cuda(
+    products: Tensor, row_mean: Tensor | None, threshold: float, out: Tensor, device: int, stream: int
+) -> None: ...
+def sq_distance_cuda(
+    products: Tensor, row_mean: Tensor | None, threshold: float, out: Tensor, device: int, stream: int
+) -> None: ...
+def alignment_cuda(
+    products: Tensor, row_mean: Tensor | None, threshold: float, out: Tensor, device: int, stream: int
 ) -> None: ...
 def mix_cuda(
     blocks: list[Tensor],

@@ -5,13 +5,13 @@
 #include <limits>
 #include <vector>
 
+#include "algebra/algebra_entry.h"
 #include "common/thread_pool.h"
 
 namespace mmfl::algebra {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kPi = 3.14159265358979323846;
 // Of an element, in multiply-adds.
 constexpr double kWork = 32;
 
@@ -30,23 +30,11 @@ void replace(std::int64_t count, double* products, int threads, Entry entry) {
 template <class Finish>
 void replace_by_cosines(std::int64_t count, double* products, const double* row_mean, double negligible,
                         int threads, Finish finish) {
-  struct Row {
-    double square;
-    double norm;
-    bool directed;
-  };
-  std::vector<Row> rows(count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const double square = products[i * count + i], bound = negligible * (row_mean[i] * row_mean[i]);
-    const bool directed = square > (std::isnan(bound) ? 0.0 : bound);
-    rows[i] = {directed ? square : 1.0, directed ? std::sqrt(square) : 1.0, directed};
-  }
+  std::vector<Direction> rows(count);
+  for (std::int64_t i = 0; i < count; ++i)
+    rows[i] = direction(products[i * count + i], row_mean[i], negligible);
   replace(count, products, threads, [&](std::int64_t i, std::int64_t j) {
-    const Row &a = rows[i], &b = rows[j];
-    if (!a.directed || !b.directed) return finish(0.0);
-    // Two quotients that are 1 to the last bit for equal rows.
-    const double ratio = std::min(a.norm, b.norm) / std::max(a.norm, b.norm);
-    return finish(std::clamp(products[i * count + j] / std::max(a.square, b.square) / ratio, -1.0, 1.0));
+    return finish(cosine_entry(products[i * count + j], rows[i], rows[j]));
   });
 }
 
@@ -58,7 +46,7 @@ void cosine(std::int64_t count, double* products, const double* row_mean, double
 
 void angular(std::int64_t count, double* products, const double* row_mean, double negligible, int threads) {
   replace_by_cosines(count, products, row_mean, negligible, threads,
-                     [](double sigma) { return 1.0 - std::acos(sigma) / kPi; });
+                     [](double sigma) { return angular_entry(sigma); });
 }
 
 void sq_distance(std::int64_t count, double* products, int threads) {
@@ -69,20 +57,16 @@ void sq_distance(std::int64_t count, double* products, int threads) {
     products[i * count + i] = std::isnan(squares[i]) ? kNaN : 0.0;
     for (std::int64_t j = i + 1; j < count; ++j) {
       double &upper = products[i * count + j], &lower = products[j * count + i];
-      const double distance = squares[i] + squares[j] - (upper + lower);
-      upper = lower = distance < 0.0 ? 0.0 : distance;
+      upper = lower = sq_distance_entry(squares[i], squares[j], upper, lower);
     }
   });
 }
 
 void alignment(std::int64_t count, double* products, double noise, int threads) {
   std::vector<double> scale(count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const double variation = products[i * count + i];
-    scale[i] = variation > noise ? 1.0 / std::sqrt(variation) : 0.0;
-  }
+  for (std::int64_t i = 0; i < count; ++i) scale[i] = alignment_scale(products[i * count + i], noise);
   replace(count, products, threads, [&](std::int64_t i, std::int64_t j) {
-    return std::min(products[i * count + j] * scale[i] * scale[j], 1.0);
+    return alignment_entry(products[i * count + j], scale[i], scale[j]);
   });
 }
 

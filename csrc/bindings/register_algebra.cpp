@@ -1,6 +1,9 @@
 #include "algebra/algebra.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_view.h"
+#if defined(MMFL_HAVE_CUDA)
+#include "algebra/algebra_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -36,6 +39,29 @@ void define_of_rows(py::module_& m, const char* name, OfRows step) {
       py::arg("products"), py::arg("row_mean"), py::arg("negligible"), py::arg("threads"));
 }
 
+#if defined(MMFL_HAVE_CUDA)
+void define_on_gpu(py::module_& m, const char* name, algebra::Step step) {
+  m.def(
+      name,
+      [name, step](py::handle products, py::handle row_mean, double threshold, py::handle out, int device,
+                   std::uintptr_t stream) {
+        const TensorView matrix(products), result(out);
+        AlgebraDevice args;
+        args.count = matrix.size(0);
+        args.products = square_matrix(matrix);
+        args.threshold = threshold;
+        args.out = square_matrix(result);
+        if (result.size(0) != args.count) throw_unless_ok(name, Status::kBadShape);
+        if (!row_mean.is_none()) args.row_mean = vector_of(args.count, TensorView(row_mean));
+        py::gil_scoped_release release;
+        throw_unless_ok(name,
+                        algebra_cuda(step, args, {device, reinterpret_cast<void*>(stream), nullptr, 0}));
+      },
+      py::arg("products"), py::arg("row_mean").none(true), py::arg("threshold"), py::arg("out"),
+      py::arg("device"), py::arg("stream"));
+}
+#endif
+
 }  // namespace
 
 void register_algebra(py::module_& m) {
@@ -59,6 +85,12 @@ void register_algebra(py::module_& m) {
         algebra::alignment(matrix.size(0), elements, noise, threads);
       },
       py::arg("products"), py::arg("noise"), py::arg("threads"));
+#if defined(MMFL_HAVE_CUDA)
+  define_on_gpu(m, "cosine_cuda", algebra::Step::kCosine);
+  define_on_gpu(m, "angular_cuda", algebra::Step::kAngular);
+  define_on_gpu(m, "sq_distance_cuda", algebra::Step::kSqDistance);
+  define_on_gpu(m, "alignment_cuda", algebra::Step::kAlignment);
+#endif
 }
 
 }  // namespace mmfl

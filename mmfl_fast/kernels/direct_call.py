@@ -25,14 +25,15 @@ _NUMBERS = {bool, int, float, type(None)}
 _requires_grad = attrgetter("requires_grad")
 
 
-def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors of a call that nobody has to see but autograd and the CPU kernel; else none.
+def plain_tensors(arguments: tuple[Any, ...], on_gpu: bool = False) -> list[Tensor]:
+    """The tensors of a call that nobody has to see but autograd and the kernel; else none.
 
     Torch's dispatcher is for all others: transforms, modes, subclasses, tracers, profilers, lazily negated
     tensors.
 
     Args:
         arguments: of an op; the tensors among them, alone or in lists, are on one device.
+        on_gpu: whether it is to be a GPU, instead of the CPU.
     """
     if _compiling() or _transforms() or _modes() or _tracing() is not None or _profiled():
         return []
@@ -42,9 +43,8 @@ def plain_tensors(arguments: tuple[Any, ...]) -> list[Tensor]:
             tensors += argument
         elif type(argument) not in _NUMBERS:
             tensors.append(argument)
-    plain = (
-        _PLAIN.issuperset(map(type, tensors)) and tensors[0].is_cpu and not any(map(Tensor.is_neg, tensors))
-    )
+    there = tensors[0].is_cuda if on_gpu else tensors[0].is_cpu
+    plain = there and _PLAIN.issuperset(map(type, tensors)) and not any(map(Tensor.is_neg, tensors))
     return tensors if plain else []
 
 

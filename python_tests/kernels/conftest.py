@@ -164,7 +164,8 @@ def _compiled(
 ) -> Callable[..., npt.NDArray[np.float64]]:
     program = folder / name
     sources = [HERE / f"emulated_{name}.cpp", CSRC / "common/row_table.cpp"]
-    sources += [CSRC / plan / f"{plan}_plan.cpp" for plan in (name, *plans)]
+    cuts = (CSRC / plan / f"{plan}_plan.cpp" for plan in (name, *plans))
+    sources += [cut for cut in cuts if cut.exists()]
     subprocess.run(
         ["g++", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{CSRC}",
          *options, *map(str, sources), "-o", str(program)],

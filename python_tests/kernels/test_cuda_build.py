@@ -39,8 +39,8 @@ def spilled_bytes(report: str) -> dict[str, int]:
 
 
 def test_there_are_kernels() -> None:
-    primitives = ("cross_gram_sq", "gram", "mix", "prototype_loss")
-    assert [f"{name}/{name}_launch.cu" for name in primitives] == SOURCES
+    folders = ("algebra", "cross_gram_sq", "gram", "mix", "prototype_loss")
+    assert [f"{name}/{name}_launch.cu" for name in folders] == SOURCES
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from mmfl_fast.kernels import gram as gram_kernel
 from mmfl_fast.kernels import mix as mix_kernel
 from mmfl_fast.kernels import prototype_loss as prototype_loss_kernel
 from mmfl_fast.kernels.mix.weights import shares
-from mmfl_fast.kernels.one_step import algebra, differentiable, native
+from mmfl_fast.kernels.one_step import algebra, differentiable, native, native_cuda
 from mmfl_fast.kernels.one_step.in_one_step import in_one_step
 from mmfl_fast.kernels.prototype_loss.client_axis import with_client_axis
 
 
-@in_one_step("gram", native.cosine)
+@in_one_step("gram", native.cosine, on_gpu=native_cuda.cosine)
 def cosine(
     blocks: list[Tensor],
     segments: int,
@@ -35,7 +35,7 @@ def cosine(
     return algebra.cosine(products, row_mean, negligible)
 
 
-@in_one_step("gram", native.angular)
+@in_one_step("gram", native.angular, on_gpu=native_cuda.angular)
 def angular(
     blocks: list[Tensor],
     segments: int,
@@ -51,14 +51,14 @@ def angular(
     return algebra.angular(products, row_mean, negligible)
 
 
-@in_one_step("gram", native.sq_distance)
+@in_one_step("gram", native.sq_distance, on_gpu=native_cuda.sq_distance)
 def sq_distance(blocks: list[Tensor], segments: int, stacked: bool, tf32: bool) -> Tensor:
     """Squared distances of rows, [K, K]: :func:`algebra.sq_distance` of products about the centroid."""
     products, _ = gram_kernel.gram(blocks, segments, stacked, [], True, False, tf32)
     return algebra.sq_distance(products)
 
 
-@in_one_step("cross_gram_sq", native.alignment)
+@in_one_step("cross_gram_sq", native.alignment, on_gpu=native_cuda.alignment)
 def alignment(blocks: list[Tensor], tf32: bool, noise: float) -> Tensor:
     """Similarity of representations [k, n, d], [K, K]: :func:`algebra.alignment`, at most 1.
 
