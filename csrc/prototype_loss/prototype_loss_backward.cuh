@@ -1,6 +1,6 @@
-// The backward. A tile of logits is formed as in the forward, with features or prototypes on its left side;
-// as a warp needs all it knows of its 16 rows there, the weights go from one product to the next without
-// leaving the registers.
+// The backward. A tile of logits is formed as in the forward, with features or prototypes on its left side,
+// and turned into weights. Those of a few tiles wait in shared memory, each in the place of the lane that
+// will multiply with it, until all dimensions of the block have been summed up with them.
 #pragma once
 
 #include "prototype_loss/loss_row.cuh"
@@ -17,7 +17,7 @@ MMFL_DEVICE void prototype_loss_describe(const PrototypeLossBackwardDevice& call
   const std::int64_t number = block_x() * kLossThreads + thread();
   for (const LossGradientSide* side : {&call.features, &call.prototypes})
     if (side->arrived != nullptr)
-      for (std::int64_t i = number; i < side->sums; i += threads) side->arrived[i] = 0;
+      for (std::int64_t i = number; i < side->sums * side->passes; i += threads) side->arrived[i] = 0;
 
   const int lane = thread() % kWarp;
   const std::int64_t vector = number / kWarp;
@@ -77,50 +77,52 @@ MMFL_DEVICE void prototype_loss_describe(const PrototypeLossBackwardDevice& call
   if (lane == 0) static_cast<LossRowState<T>*>(call.rows)[row.flat] = state;
 }
 
-// The other side of a tile, be it features or prototypes.
+// Rows of the other side whose weights wait in shared memory at a time.
 template <typename E>
-struct LossOthers {
-  using T = Compute<E>;
-  const void* start[kOthers<E>];
-  T inverse[kOthers<E>];
-};
+constexpr int kRun = kLossRunTiles * kOthers<E>;
 
 template <typename E>
 struct LossGradientShared {
   using T = Compute<E>;
   Slab<E, kLossRows> own[2];
   Slab<E, kOthers<E>> others[2];
+  // A panel's four weights of every thread.
+  alignas(16) T weights[kLossRunTiles][kOtherPanels<E>][4 / kColumns<T>][kLossThreads][kColumns<T>];
   const void* own_start[kLossRows];
   T own_inverse[kLossRows];
-  LossOthers<E> other[2];
-  // Of the rows of features on either side; those on the own side do not change.
-  LossRowState<T> rows[2][kLossRows];
-  const unsigned char* mask[2][kLossRows];
+  const void* other_start[2][kRun<E>];  // of a run and of the next
+  T other_inverse[kRun<E>];
+  // Of the rows of features, be they the own ones or those of a run.
+  LossRowState<T> rows[kRun<E>];
+  const unsigned char* mask[kRun<E>];
   bool last;
 };
 
-// One tile of one of the gradients, over one run of the other side and one of the dimensions.
+// One tile of one of the gradients, over one split of the other side and one chunk of the dimensions.
 template <typename E, bool kTf32>
 struct LossGradient {
   using T = Compute<E>;
   using Shared = LossGradientShared<E>;
   static constexpr int kPanels = kOtherPanels<E>;
-  static constexpr int kDims = loss_chunk(sizeof(E) == 8);
+  static constexpr int kDims = loss_pass(sizeof(E) == 8);
   static constexpr int kSlabs = kDims / kSlabColumns<E>;
   static constexpr int kParts = kColumns<E> / kColumns<T>;  // of the sums that belong to a chunk
+  using Sums = Products<T, 2, kColumns<E>, false, kTf32>;   // of a slab
 
   const bool of_features;  // else of prototypes
   const PrototypeLossBackwardDevice& call;
   const PrototypeLossArgs& args;
   const LossGradientSide& side;
   Shared& shared;
-  const std::int64_t split, sum_number;  // of all sums of the side
-  const std::int64_t first_dim, group;
-  const std::int64_t first, count;  // own rows
-  const std::int64_t other_rows;    // of the group
-  const int own;                    // first row of the warp
-  Products<T, 2, kColumns<E>, false, kTf32> sums[kSlabs];
-  double along[2];  // of the gradient, in the direction of the row
+  const int split, sum_number;  // of all sums of the side
+  const int first_dim, dims;    // of the block
+  const std::int64_t group;
+  const std::int64_t first;        // own row
+  const int count;                 // own rows
+  const std::int64_t other_rows;   // of the group
+  const int first_tile, end_tile;  // of the others
+  const int own;                   // first row of the warp
+  double along[2];                 // of the gradient, in the direction of the row
 
   MMFL_DEVICE LossGradient(const PrototypeLossBackwardDevice& arguments, bool gradient_of_features,
                            std::int64_t block, Shared& memory)
@@ -129,72 +131,78 @@ struct LossGradient {
         args(arguments.args),
         side(of_features ? arguments.features : arguments.prototypes),
         shared(memory),
-        split(block % side.splits),
-        sum_number(block / side.splits),
-        first_dim(sum_number % side.chunks * kDims),
+        split(static_cast<int>(block % side.splits)),
+        sum_number(static_cast<int>(block / side.splits)),
+        first_dim(static_cast<int>(sum_number % side.chunks * side.dims)),
+        dims(smaller(args.dims - first_dim, side.dims)),
         group(sum_number / side.chunks / side.tiles),
         first(sum_number / side.chunks % side.tiles * kLossRows),
         count(smaller((of_features ? call.group_rows : args.classes) - first, kLossRows)),
         other_rows(of_features ? args.classes : call.group_rows),
-        own(16 * (thread() / kWarp)) {}
+        first_tile(static_cast<int>(side.other_tiles * split / side.splits)),
+        end_tile(static_cast<int>(side.other_tiles * (split + 1) / side.splits)),
+        own(16 * (thread() / kWarp)) {
+    along[0] = along[1] = 0;
+  }
 
-  static MMFL_DEVICE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+  static MMFL_DEVICE int smaller(std::int64_t a, std::int64_t b) { return static_cast<int>(a < b ? a : b); }
 
   MMFL_DEVICE const Strided& tensor(bool features) const {
     return features ? args.features : args.prototypes;
   }
 
-  // Row `number` of the group's features to the tables; `place` says in which.
-  MMFL_DEVICE void describe_row(std::int64_t number, bool inside, int table, int place, const void*& start,
-                                T& inverse) {
-    LossRowState<T> state{0, 0, 0, 0, 0, false, kNoLabel};
-    start = nullptr;
-    shared.mask[table][place] = nullptr;
-    if (inside) {
-      const std::int64_t flat = group * call.group_rows + number;
-      state = static_cast<const LossRowState<T>*>(call.rows)[flat];
-      const std::int64_t client = flat / args.rows;
-      if (state.finite) start = start_of(args.features, client, flat % args.rows);
-      if (args.masks > 0)
-        shared.mask[table][place] = args.class_mask + client / (args.clients / args.masks) * args.classes;
-    }
-    shared.rows[table][place] = state;
-    inverse = state.inverse;
+  // Row `number` of the group's features; one that does not exist contributes nothing.
+  MMFL_DEVICE LossRowState<T> state_of(std::int64_t number) const {
+    if (number >= call.group_rows) return {0, 0, 0, 0, 0, false, kNoLabel};
+    return static_cast<const LossRowState<T>*>(call.rows)[group * call.group_rows + number];
   }
 
-  MMFL_DEVICE void describe_prototype(std::int64_t number, bool inside, const void*& start, T& inverse) {
-    start = nullptr;
-    inverse = 0;
-    if (!inside) return;
-    const T known = static_cast<const T*>(call.inverse)[group * args.classes + number];
-    // Rows that use one that is not finite have a NaN weight; the others have weight 0, which must stay 0.
-    if (!is_finite(known)) return;
-    inverse = known;
-    start = start_of(args.prototypes, group, number);
+  // Where row `number` of either side starts; null for one that is read as zeros.
+  MMFL_DEVICE const void* start(bool features, std::int64_t number) const {
+    if (features) {
+      if (!state_of(number).finite) return nullptr;
+      const std::int64_t flat = group * call.group_rows + number;
+      return start_of(args.features, flat / args.rows, flat % args.rows);
+    }
+    return finite_inverse(number) ? start_of(args.prototypes, group, number) : nullptr;
+  }
+
+  MMFL_DEVICE T inverse_of(std::int64_t prototype) const {
+    return static_cast<const T*>(call.inverse)[group * args.classes + prototype];
+  }
+  MMFL_DEVICE bool finite_inverse(std::int64_t prototype) const {
+    return prototype < args.classes && is_finite(inverse_of(prototype));
+  }
+
+  // What the weights need of row `number` of either side; features go to `place` of their table.
+  MMFL_DEVICE void describe(bool features, std::int64_t number, int place, T& inverse) {
+    if (!features) {
+      // Rows that use one that is not finite have a NaN weight; the others have weight 0, which must stay 0.
+      inverse = finite_inverse(number) ? inverse_of(number) : T(0);
+      return;
+    }
+    shared.rows[place] = state_of(number);
+    inverse = shared.rows[place].inverse;
+    shared.mask[place] = nullptr;
+    if (args.masks == 0 || number >= call.group_rows) return;
+    const std::int64_t client = (group * call.group_rows + number) / args.rows;
+    shared.mask[place] = args.class_mask + client / (args.clients / args.masks) * args.classes;
   }
 
   MMFL_DEVICE void describe_own() {
     if (thread() >= kLossRows) return;
-    const bool inside = thread() < count;
-    if (of_features) {
-      describe_row(first + thread(), inside, 0, thread(), shared.own_start[thread()],
-                   shared.own_inverse[thread()]);
-    } else {
-      describe_prototype(first + thread(), inside, shared.own_start[thread()], shared.own_inverse[thread()]);
-    }
+    shared.own_start[thread()] = start(of_features, first + thread());
+    describe(of_features, first + thread(), thread(), shared.own_inverse[thread()]);
   }
-
-  MMFL_DEVICE void describe_others(std::int64_t tile) {
-    if (thread() >= kOthers<E>) return;
-    LossOthers<E>& other = shared.other[tile % 2];
-    const std::int64_t number = tile * kOthers<E> + thread();
-    const bool inside = number < other_rows;
-    if (of_features) {
-      describe_prototype(number, inside, other.start[thread()], other.inverse[thread()]);
-    } else {
-      describe_row(number, inside, static_cast<int>(tile % 2), thread(), other.start[thread()],
-                   other.inverse[thread()]);
-    }
+  MMFL_DEVICE std::int64_t other_number(int run) const {
+    return std::int64_t{first_tile + run * kLossRunTiles} * kOthers<E> + thread();
+  }
+  MMFL_DEVICE void find_others(int run) {
+    if (thread() < kRun<E>) shared.other_start[run % 2][thread()] = start(!of_features, other_number(run));
+  }
+  MMFL_DEVICE void describe_others(int run) {
+    if (thread() < kRun<E>)
+      describe(!of_features, other_number(run), thread(), shared.other_inverse[thread()]);
   }
 
   // As it will be multiplied, for its other uses must agree with that.
@@ -204,11 +212,11 @@ struct LossGradient {
     return weight;
   }
 
-  // Turns logits into the weights dloss/dlogit / temperature, times what makes unit vectors of the others.
+  // Turns logits of a tile of a run into the weights dloss/dlogit / temperature, times what makes unit
+  // vectors of the others, and puts them where `add_others` of the same lane finds them.
   template <bool kOfFeatures>
-  MMFL_DEVICE void weigh(std::int64_t tile, int live, Scores<E, kPanels, kTf32>& scores) {
-    const LossOthers<E>& other = shared.other[tile % 2];
-    const std::int64_t first_other = tile * kOthers<E>;
+  MMFL_DEVICE void weigh(int tile, int place, int live, Scores<E, kPanels, kTf32>& scores) {
+    const std::int64_t first_other = std::int64_t{tile} * kOthers<E>;
     const T scale = static_cast<T>(1 / args.temperature);
     const int lane = thread() % kWarp;
 #pragma unroll
@@ -220,19 +228,20 @@ struct LossGradient {
         if (n >= live) continue;
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const int j = 8 * n + lane % 4 * 2 + c;
-          const int table = kOfFeatures ? 0 : static_cast<int>(tile % 2), at = kOfFeatures ? i : j;
-          const LossRowState<T>& row = shared.rows[table][at];
-          const unsigned char* mask = shared.mask[table][at];
+          const int j = 8 * n + lane % 4 * 2 + c, other = place * kOthers<E> + j;
+          const int at = kOfFeatures ? i : other;
+          const LossRowState<T>& row = shared.rows[at];
+          const unsigned char* mask = shared.mask[at];
           const std::int64_t number = kOfFeatures ? first_other + j : first + i;
           T weight = 0;
           if (row.label >= 0 && number < args.classes && (mask == nullptr || mask[number] != 0)) {
+            const T inverse = shared.other_inverse[other];
             const T along_other = scores.at(half, n, c) * shared.own_inverse[i];
-            const T cosine = along_other * other.inverse[j];
+            const T cosine = along_other * inverse;
             weight = number == row.label ? row.certain
                                          // Two steps, so that large logits cancel before anything is rounded.
                                          : exp_of((cosine * scale - row.base) - row.log_sum) * row.factor;
-            weight = factor_of(weight * other.inverse[j]);
+            weight = factor_of(weight * inverse);
             along_row += weight * along_other;
           }
           scores.at(half, n, c) = weight;
@@ -240,22 +249,40 @@ struct LossGradient {
       }
       along[half] += static_cast<double>(sum_over_lanes(along_row, 4));
     }
-  }
-
-  // Adds the weighted others' slab `q` of this block's dimensions.
-  MMFL_DEVICE void add_others(Slab<E, kOthers<E>>& others, int live, Scores<E, kPanels, kTf32>& weights,
-                              Products<T, 2, kColumns<E>, false, kTf32>& to) {
-    const int chunk = thread() % kWarp / 4, row = thread() % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kPanels; ++n) {
       if (n >= live) continue;
+#pragma unroll
+      for (int part = 0; part < 4 / kColumns<T>; ++part) {
+        T values[kColumns<T>];
+#pragma unroll
+        for (int v = 0; v < kColumns<T>; ++v) {
+          const int weight = part * kColumns<T> + v;
+          values[v] = scores.at(weight / 2, n, weight % 2);
+        }
+        store_16_bytes(shared.weights[place][n][part][thread()], packed(values));
+      }
+    }
+  }
+
+  // Adds a slab of a tile of a run, weighted.
+  MMFL_DEVICE void add_others(Slab<E, kOthers<E>>& others, int place, int live, Sums& to) {
+    const int chunk = thread() % kWarp / 4, row = thread() % 4 * 2;
+#pragma unroll 2
+    for (int n = 0; n < live; ++n) {
       T left[2][2], right[kColumns<E>][2], first_row[kColumns<E>], second_row[kColumns<E>];
       unpack<E>(others.read(8 * n + row, chunk), first_row);
       unpack<E>(others.read(8 * n + row + 1, chunk), second_row);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int part = 0; part < 4 / kColumns<T>; ++part) {
+        T values[kColumns<T>];
+        unpack<T>(read_16_bytes(shared.weights[place][n][part][thread()]), values);
 #pragma unroll
-        for (int c = 0; c < 2; ++c) left[half][c] = weights.at(half, n, c);
+        for (int v = 0; v < kColumns<T>; ++v) {
+          const int weight = part * kColumns<T> + v;
+          left[weight / 2][weight % 2] = values[v];
+        }
+      }
 #pragma unroll
       for (int d = 0; d < kColumns<E>; ++d) {
         right[d][0] = first_row[d];
@@ -270,99 +297,141 @@ struct LossGradient {
     }
   }
 
+  MMFL_DEVICE int tiles_of(int run) const {
+    return smaller(end_tile - first_tile - run * kLossRunTiles, kLossRunTiles);
+  }
+  // Splits begin with different dimensions, so that not all are joined by the block that comes last.
+  MMFL_DEVICE int pass_at(int turn, int passes) const { return (turn + split) % passes; }
+  MMFL_DEVICE int slabs_of(int pass) const {
+    const int left = dims - pass * kDims;
+    return left >= kDims ? kSlabs : (left + kSlabColumns<E> - 1) / kSlabColumns<E>;
+  }
+
   MMFL_DEVICE void run() {
-    const std::int64_t first_tile = side.other_tiles * split / side.splits;
-    const std::int64_t end_tile = side.other_tiles * (split + 1) / side.splits;
-    const std::int64_t depth = (args.dims + kSlabColumns<E> - 1) / kSlabColumns<E>;
-    const std::int64_t dims_left = args.dims - first_dim;
-    const int slabs =
-        dims_left >= kDims ? kSlabs : static_cast<int>((dims_left + kSlabColumns<E> - 1) / kSlabColumns<E>);
-    along[0] = along[1] = 0;
-#pragma unroll
-    for (int q = 0; q < kSlabs; ++q) sums[q].clear();
+    const int depth = static_cast<int>((args.dims + kSlabColumns<E> - 1) / kSlabColumns<E>);
+    const int passes = (dims + kDims - 1) / kDims;
+    const int tiles = end_tile - first_tile;
+    // Without others the one run has no tile, and all sums are 0.
+    const int runs = tiles > kLossRunTiles ? (tiles + kLossRunTiles - 1) / kLossRunTiles : 1;
     describe_own();
-    if (first_tile < end_tile) describe_others(first_tile);
+    find_others(0);
     sync_block();
 
-    // What is loaded next: slabs of both sides up to `depth`, then those of the others that are added.
-    std::int64_t next_tile = first_tile, next_slab = 0;
+    // What is loaded next. Turn -1 of a run are slabs of both sides, for its logits; then, in as many turns
+    // as there are passes, those of the others that are added.
+    int next_run = 0, next_turn = -1, next_slab = 0, next_tile = 0;
     SlabLoad<E, kLossRows> own_load;
     SlabLoad<E, kOthers<E>> other_load;
     int buffer = 0;
     const auto load = [&] {
-      const bool both = next_slab < depth;
-      const std::int64_t column =
-          both ? next_slab * kSlabColumns<E> : first_dim + (next_slab - depth) * kSlabColumns<E>;
+      const bool both = next_turn < 0;
+      const int column =
+          next_slab * kSlabColumns<E> + (both ? 0 : first_dim + pass_at(next_turn, passes) * kDims);
       const Strided &own_tensor = tensor(of_features), &other_tensor = tensor(!of_features);
       if (both)
         own_load.load([&](int row) { return shared.own_start[row]; }, own_tensor.strides[2], own_tensor.dtype,
                       column, args.dims);
-      other_load.load([&](int row) { return shared.other[next_tile % 2].start[row]; },
+      other_load.load([&](int row) { return shared.other_start[next_run % 2][next_tile * kOthers<E> + row]; },
                       other_tensor.strides[2], other_tensor.dtype, column, args.dims);
     };
     const auto write = [&](int to) {
-      if (next_slab < depth) own_load.write(shared.own[to]);
+      if (next_turn < 0) own_load.write(shared.own[to]);
       other_load.write(shared.others[to]);
-      if (++next_slab < depth + slabs) return;
-      next_slab = 0;
-      ++next_tile;
+      if (next_turn < 0) {
+        if (++next_slab < depth) return;
+        next_slab = 0;
+        if (++next_tile < tiles_of(next_run)) return;
+        next_tile = 0;
+      } else {
+        if (++next_tile < tiles_of(next_run)) return;
+        next_tile = 0;
+        if (++next_slab < slabs_of(pass_at(next_turn, passes))) return;
+        next_slab = 0;
+      }
+      if (++next_turn < passes) return;
+      next_turn = -1;
+      ++next_run;
     };
     const auto step = [&](auto multiply) {
-      const bool more = next_tile < end_tile;
+      const bool more = next_run < runs;
       if (more) load();
       multiply();
       buffer ^= 1;
       if (more) write(buffer);
       sync_block();
     };
-    if (first_tile < end_tile) {
+    if (tiles > 0) {
       load();
       write(0);
       sync_block();
     }
-    for (std::int64_t tile = first_tile; tile < end_tile; ++tile) {
-      const std::int64_t width = smaller(other_rows - tile * kOthers<E>, kOthers<E>);
-      const int live = own < count ? static_cast<int>(width + 7) / 8 : 0;
-      if (tile + 1 < end_tile) describe_others(tile + 1);
-      Scores<E, kPanels, kTf32> scores;
-      scores.clear();
-      for (std::int64_t slab = 0; slab < depth; ++slab)
-        step([&] { scores.add(shared.own[buffer], own, shared.others[buffer], live); });
-      if (live > 0 && of_features) weigh<true>(tile, live, scores);
-      if (live > 0 && !of_features) weigh<false>(tile, live, scores);
+    for (int now = 0; now < runs; ++now) {
+      describe_others(now);
+      find_others(now + 1);
+      const int run_tiles = tiles_of(now);
+      const auto live_panels = [&](int tile) {
+        const int width = smaller(other_rows - std::int64_t{tile} * kOthers<E>, kOthers<E>);
+        return own < count ? (width + 7) / 8 : 0;
+      };
+      const int first_of_run = first_tile + now * kLossRunTiles;
+#pragma unroll 1
+      for (int place = 0; place < run_tiles; ++place) {
+        const int live = live_panels(first_of_run + place);
+        Scores<E, kPanels, kTf32> scores;
+        scores.clear();
+#pragma unroll 1
+        for (int slab = 0; slab < depth; ++slab)
+          step([&] { scores.add(shared.own[buffer], own, shared.others[buffer], live); });
+        if (live > 0 && of_features) weigh<true>(first_of_run + place, place, live, scores);
+        if (live > 0 && !of_features) weigh<false>(first_of_run + place, place, live, scores);
+      }
+      const bool last = now + 1 == runs;
+      if (last && side.partial != nullptr) leave_along();
+#pragma unroll 1
+      for (int turn = 0; turn < passes; ++turn) {
+        const int pass = pass_at(turn, passes);
+        const int slabs = slabs_of(pass);
+#pragma unroll 1
+        for (int q = 0; q < slabs; ++q) {
+          const int first_column = pass * kDims + q * kSlabColumns<E>;
+          Sums before, sums;
+          before.clear();
+          sums.clear();
+          if (now > 0) recall_partial(before, first_column);
+#pragma unroll 1
+          for (int place = 0; place < run_tiles; ++place) {
+            const int live = live_panels(first_of_run + place);
+            step([&] { add_others(shared.others[buffer], place, live, sums); });
+          }
+          if (side.partial != nullptr) {
+            leave_partial(before, sums, first_column);
+            continue;
+          }
+          each([&](int half, int c, int part, int row, int dim) {
+            T values[kColumns<T>];
 #pragma unroll
-      for (int q = 0; q < kSlabs; ++q)
-        if (q < slabs) step([&] { add_others(shared.others[buffer], live, scores, sums[q]); });
-    }
-    if (side.splits == 1) {
-      each([&](int row, int dim, int half, const T(&values)[kColumns<T>]) {
-        finish(row, dim, static_cast<T>(along[half]), values);
-      });
-    } else {
-      leave_partial();
-      join();
+            for (int d = 0; d < kColumns<T>; ++d) values[d] = sums.at(half, part * kColumns<T> + d, c);
+            finish(row, first_column + dim, static_cast<T>(along[half]), values);
+          });
+        }
+        if (last && side.partial != nullptr) join(pass);
+      }
     }
   }
 
-  // visit(row, dim, half, values) of every run of dimensions that this lane holds.
+  // visit(half, c, part, row, dim) of every 16 bytes of a slab's sums that this lane holds.
   template <typename Visit>
   MMFL_DEVICE void each(Visit visit) {
     const int lane = thread() % kWarp;
     if (own >= count) return;
 #pragma unroll
-    for (int q = 0; q < kSlabs; ++q)
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
+      for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
-#pragma unroll
-          for (int part = 0; part < kParts; ++part) {
-            T values[kColumns<T>];
-#pragma unroll
-            for (int d = 0; d < kColumns<T>; ++d) values[d] = sums[q].at(half, part * kColumns<T> + d, c);
-            visit(own + 8 * half + lane / 4,
-                  q * kSlabColumns<E> + (lane % 4 * 2 + c) * kColumns<E> + part * kColumns<T>, half, values);
-          }
+        for (int part = 0; part < kParts; ++part)
+          visit(half, c, part, own + 8 * half + lane / 4,
+                (lane % 4 * 2 + c) * kColumns<E> + part * kColumns<T>);
   }
 
   // From the gradient of the unit vector, in place, to that of the vector.
@@ -386,36 +455,58 @@ struct LossGradient {
               tensor(of_features).dtype, number * args.dims, column, args.dims, results);
   }
 
-  MMFL_DEVICE T* partial_of(std::int64_t s) const {
-    return static_cast<T*>(side.partial) + (sum_number * side.splits + s) * kLossRows * kDims;
+  MMFL_DEVICE T* partial_of(int s, int row) const {
+    return static_cast<T*>(side.partial) + ((sum_number * side.splits + s) * kLossRows + row) * side.dims;
   }
-  MMFL_DEVICE double* along_of(std::int64_t s) const {
+  MMFL_DEVICE double* along_of(int s) const {
     return side.along + (sum_number * side.splits + s) * kLossRows;
   }
 
-  MMFL_DEVICE void leave_partial() {
-    T* partial = partial_of(split);
-    each([&](int row, int dim, int half, const T(&values)[kColumns<T>]) {
-      store_16_bytes(partial + row * kDims + dim, packed(values));
-      if (dim == 0) along_of(split)[row] = along[half];
+  MMFL_DEVICE void leave_along() {
+    const int lane = thread() % kWarp;
+    if (lane % 4 > 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) along_of(split)[own + 8 * half + lane / 4] = along[half];
+  }
+
+  // What the runs before have left.
+  MMFL_DEVICE void recall_partial(Sums& before, int first_column) {
+    each([&](int half, int c, int part, int row, int dim) {
+      T values[kColumns<T>];
+      unpack<T>(read_16_bytes(partial_of(split, row) + first_column + dim), values);
+#pragma unroll
+      for (int d = 0; d < kColumns<T>; ++d) before.at(half, part * kColumns<T> + d, c) = values[d];
+    });
+  }
+  MMFL_DEVICE void leave_partial(Sums& before, Sums& sums, int first_column) {
+    each([&](int half, int c, int part, int row, int dim) {
+      T values[kColumns<T>];
+#pragma unroll
+      for (int d = 0; d < kColumns<T>; ++d) {
+        const int column = part * kColumns<T> + d;
+        values[d] = before.at(half, column, c) + sums.at(half, column, c);
+      }
+      store_16_bytes(partial_of(split, row) + first_column + dim, packed(values));
     });
   }
 
   // The block that comes last adds the splits up, always in the same order.
-  MMFL_DEVICE void join() {
+  MMFL_DEVICE void join(int pass) {
     sync_block();
-    if (thread() == 0) shared.last = count_arrival(side.arrived + sum_number) + 1 == side.splits;
+    if (thread() == 0)
+      shared.last = count_arrival(side.arrived + sum_number * side.passes + pass) + 1 == side.splits;
     sync_block();
     if (!shared.last) return;
-    constexpr int kRuns = kDims / kColumns<T>;
-    for (int run = thread(); run < count * kRuns; run += kLossThreads) {
-      const int row = run / kRuns, dim = run % kRuns * kColumns<T>;
+    constexpr int kRuns = kSlabColumns<E> / kColumns<T>;
+    const int runs = slabs_of(pass) * kRuns;
+    for (int run = thread(); run < count * runs; run += kLossThreads) {
+      const int row = run / runs;
+      const int dim = pass * kDims + run % runs * kColumns<T>;
       double totals[kColumns<T>] = {}, along_row = 0;
-#pragma unroll 4
-      for (std::int64_t s = 0; s < side.splits; ++s) {
-        const Chunk16 chunk = read_16_bytes(partial_of(s) + row * kDims + dim);
+#pragma unroll 8
+      for (int s = 0; s < side.splits; ++s) {
         T values[kColumns<T>];
-        memcpy(values, chunk.words, sizeof values);
+        unpack<T>(read_16_bytes(partial_of(s, row) + dim), values);
 #pragma unroll
         for (int c = 0; c < kColumns<T>; ++c) totals[c] += static_cast<double>(values[c]);
         along_row += along_of(s)[row];

@@ -28,8 +28,8 @@ __global__ void prototype_loss_describe_kernel(const __grid_constant__ Prototype
 template <typename E, bool kTf32>
 __global__ void __launch_bounds__(kLossThreads, 2)
     prototype_loss_backward_kernel(const __grid_constant__ PrototypeLossBackwardDevice call) {
-  __shared__ device::LossGradientShared<E> shared;
-  device::prototype_loss_backward<E, kTf32>(call, shared);
+  extern __shared__ uint4 shared[];
+  device::prototype_loss_backward<E, kTf32>(call, *reinterpret_cast<device::LossGradientShared<E>*>(shared));
 }
 
 unsigned blocks_of(std::int64_t count, std::int64_t size) {
@@ -46,15 +46,20 @@ void launch_forward(const PrototypeLossDevice& call, cudaStream_t stream) {
 }
 
 template <typename E, bool kTf32>
-void launch_backward(const PrototypeLossBackwardPlan& plan, cudaStream_t stream) {
+Status launch_backward(const PrototypeLossBackwardPlan& plan, cudaStream_t stream) {
   const PrototypeLossBackwardDevice& call = plan.device;
+  const auto kernel = prototype_loss_backward_kernel<E, kTf32>;
+  constexpr int kBytes = sizeof(device::LossGradientShared<E>);
+  const Status status = allow_shared_memory(kernel, kBytes);
+  if (status != Status::kOk) return status;
   // A warp for each row of features and each prototype.
   const PrototypeLossArgs& args = call.args;
   const unsigned warps = blocks_of(args.clients * args.rows + args.groups * args.classes, device::kLossWarps);
   prototype_loss_describe_kernel<device::Compute<E>><<<warps, kLossThreads, 0, stream>>>(call);
   const auto blocks = static_cast<unsigned>(call.features.sums * call.features.splits +
                                             call.prototypes.sums * call.prototypes.splits);
-  prototype_loss_backward_kernel<E, kTf32><<<blocks, kLossThreads, 0, stream>>>(call);
+  kernel<<<blocks, kLossThreads, kBytes, stream>>>(call);
+  return launch_status();
 }
 
 }  // namespace
@@ -109,22 +114,17 @@ Status prototype_loss_backward_cuda(const PrototypeLossArgs& args, const Prototy
   place_prototype_loss_backward(static_cast<unsigned char*>(call.workspace), plan);
   switch (plan.elements) {
     case LossElements::kDouble:
-      launch_backward<double, false>(plan, stream);
-      break;
+      return launch_backward<double, false>(plan, stream);
     case LossElements::kFloat:
-      launch_backward<float, false>(plan, stream);
-      break;
+      return launch_backward<float, false>(plan, stream);
     case LossElements::kTf32:
-      launch_backward<float, true>(plan, stream);
-      break;
+      return launch_backward<float, true>(plan, stream);
     case LossElements::kBFloat16:
-      launch_backward<device::BFloat16, true>(plan, stream);
-      break;
+      return launch_backward<device::BFloat16, true>(plan, stream);
     case LossElements::kFloat16:
-      launch_backward<device::Float16, true>(plan, stream);
-      break;
+      return launch_backward<device::Float16, true>(plan, stream);
   }
-  return launch_status();
+  return Status::kOk;
 }
 
 }  // namespace mmfl

@@ -26,14 +26,34 @@ std::int64_t group_rows_of(const PrototypeLossArgs& args) {
   return args.groups > 0 ? args.clients / args.groups * args.rows : 0;
 }
 
-void cut(std::int64_t groups, std::int64_t own, std::int64_t others, std::int64_t other_tile,
-         std::int64_t chunks, std::int64_t blocks, LossGradientSide& side) {
+// Columns of a slab.
+std::int64_t slab_of(LossElements elements) {
+  switch (elements) {
+    case LossElements::kDouble:
+      return 16;
+    case LossElements::kFloat:
+    case LossElements::kTf32:
+      return 32;
+    default:
+      return 64;
+  }
+}
+
+// Splits share the weights out between blocks. Should that leave multiprocessors without a block, chunks of
+// the dimensions do the rest; each of them forms its weights again.
+void cut(const PrototypeLossArgs& args, LossElements elements, std::int64_t own, std::int64_t others,
+         std::int64_t blocks, LossGradientSide& side) {
   side.tiles = pieces(own, kLossRows);
-  side.other_tiles = pieces(others, other_tile);
-  side.chunks = chunks;
-  side.sums = groups * side.tiles * chunks;
-  side.splits = std::max(blocks / std::max<std::int64_t>(1, side.sums), pieces(others, kLongestSplit));
+  side.other_tiles = pieces(others, loss_others(args.in_double));
+  const std::int64_t tiles = std::max<std::int64_t>(1, args.groups * side.tiles);
+  side.splits = std::max(blocks / tiles, pieces(others, kLongestSplit));
   side.splits = std::max<std::int64_t>(1, std::min(side.splits, side.other_tiles));
+  const std::int64_t slabs = std::max<std::int64_t>(1, pieces(args.dims, slab_of(elements)));
+  const std::int64_t chunks = std::max<std::int64_t>(1, std::min(blocks / (tiles * side.splits), slabs));
+  side.dims = pieces(slabs, chunks) * slab_of(elements);
+  side.chunks = pieces(args.dims, side.dims);
+  side.passes = pieces(side.dims, loss_pass(args.in_double));
+  side.sums = args.groups * side.tiles * side.chunks;
 }
 
 }  // namespace
@@ -78,11 +98,9 @@ Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const Prototy
   device.args = args;
   device.gradients = gradients;
   device.group_rows = group_rows_of(args);
-  const std::int64_t chunks = pieces(args.dims, loss_chunk(args.in_double));
-  cut(args.groups, device.group_rows, args.classes, loss_others(args.in_double), chunks, blocks,
-      device.features);
-  cut(args.groups, args.classes, device.group_rows, loss_others(args.in_double), chunks, blocks,
-      device.prototypes);
+  // The two sides run side by side.
+  cut(args, plan.elements, device.group_rows, args.classes, blocks / 2, device.features);
+  cut(args, plan.elements, args.classes, device.group_rows, blocks / 2, device.prototypes);
 
   WorkspaceLayout layout;
   const std::int64_t size = args.in_double ? 8 : 4;
@@ -90,11 +108,11 @@ Status plan_prototype_loss_backward(const PrototypeLossArgs& args, const Prototy
   device.rows = layout.array<unsigned char>(args.clients * args.rows * state);
   device.inverse = layout.array<unsigned char>(args.groups * args.classes * size);
   for (LossGradientSide* side : {&device.features, &device.prototypes}) {
-    const std::int64_t partials = side->splits > 1 ? side->sums * side->splits * kLossRows : 0;
-    side->partial =
-        partials > 0 ? layout.array<unsigned char>(partials * loss_chunk(args.in_double) * size) : nullptr;
+    const bool at_once = side->splits == 1 && side->other_tiles <= kLossRunTiles;
+    const std::int64_t partials = at_once ? 0 : side->sums * side->splits * kLossRows;
+    side->partial = partials > 0 ? layout.array<unsigned char>(partials * side->dims * size) : nullptr;
     side->along = partials > 0 ? layout.array<double>(partials) : nullptr;
-    side->arrived = partials > 0 ? layout.array<unsigned>(side->sums) : nullptr;
+    side->arrived = partials > 0 ? layout.array<unsigned>(side->sums * side->passes) : nullptr;
   }
   plan.workspace_bytes = layout.bytes();
   return Status::kOk;

@@ -11,8 +11,10 @@ constexpr int kLossThreads = 128;
 constexpr int kLossRows = 64;
 // Rows of the right side.
 constexpr int loss_others(bool in_double) { return in_double ? 32 : 64; }
-// Dimensions of a gradient that a block sums up.
-constexpr int loss_chunk(bool in_double) { return in_double ? 64 : 128; }
+// Tiles whose weights a block of the backward keeps at a time.
+constexpr int kLossRunTiles = 2;
+// Dimensions of a gradient whose splits are joined at a time.
+constexpr int loss_pass(bool in_double) { return in_double ? 64 : 128; }
 
 // The elements that products are formed of, which decides on the matrix instruction.
 enum class LossElements { kDouble, kFloat, kTf32, kBFloat16, kFloat16 };
@@ -64,11 +66,14 @@ struct LossGradientSide {
   std::int64_t tiles;        // of a group
   std::int64_t other_tiles;  // of a group
   std::int64_t splits;       // runs of other tiles
+  std::int64_t dims;         // of a chunk
   std::int64_t chunks;       // runs of dimensions
-  void* partial;      // [groups, tiles, chunks, splits, kLossRows, loss_chunk]; with the next two null for
-  double* along;      // one split: [groups, tiles, chunks, splits, kLossRows] the gradient along the row
-  unsigned* arrived;  // [groups, tiles, chunks] splits that are done
-  std::int64_t sums;  // groups * tiles * chunks
+  std::int64_t passes;       // of a chunk, loss_pass dimensions at a time
+  std::int64_t sums;         // groups * tiles * chunks
+  // With the next two null where one block has all weights of a sum at once: [sums, splits, kLossRows, dims].
+  void* partial;
+  double* along;      // [sums, splits, kLossRows] the gradient along the row
+  unsigned* arrived;  // [sums, passes] splits that are done
 };
 
 struct PrototypeLossBackwardDevice {

@@ -96,7 +96,7 @@ def tolerances(dtype: torch.dtype) -> tuple[float, float]:
     return (2e-6, 0) if dtype == torch.float32 else (2e-6, 5e-4 + torch.finfo(dtype).eps)
 
 
-# Around the tiles (64 rows, 64 or 32 classes), slabs (16, 32 or 64 dimensions) and chunks (64 or 128).
+# Around the tiles (64 rows, 64 or 32 classes), slabs (16, 32 or 64 dimensions) and passes (64 or 128).
 @pytest.mark.parametrize(
     ("rows", "dims", "classes"), [(1, 1, 1), (5, 16, 2), (65, 33, 9), (9, 130, 70), (17, 65, 64)]
 )
@@ -262,6 +262,18 @@ def test_many_tiles_in_one_block(run: Run) -> None:
         assert_close(ours, exact(*arguments), 4e-6)
         for a, b in zip(ours, emulated(run, *arguments, blocks=1, backward=True), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("blocks", [1, 4, 12])
+def test_many_dimensions_in_one_block(blocks: int, dtype: torch.dtype, run: Run) -> None:
+    # Two passes over the dimensions, the second one short, of two runs of weights or more; then these in two
+    # splits; then in as many as there are tiles, with the dimensions in chunks.
+    arguments = inputs(rows=9, dims=150 if dtype == torch.bfloat16 else 70, classes=130, dtype=dtype)
+    ours = emulated(run, *arguments, blocks=blocks)
+    assert_close(ours, exact(*arguments), *tolerances(dtype))
+    for a, b in zip(ours, emulated(run, *arguments, blocks=blocks, backward=True), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_missing_barrier_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:

@@ -20,9 +20,18 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("nan_in_fresh_memory", "g
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 COMPILER = tuple(map(int, version("triton").split(".")[:2])) if importlib.util.find_spec("triton") else (0, 0)
-# Around the tiles (64 rows, 64 or 32 classes), the slabs (16, 32 or 64 dimensions) and the chunks (64 or
-# 128), then several splits of each side.
-SHAPES = [(1, 1, 1), (2, 15, 2), (63, 64, 65), (65, 129, 33), (131, 257, 16), (64, 384, 1000), (5000, 40, 10)]
+# Around the tiles (64 rows, 64 or 32 classes), the slabs (16, 32 or 64 dimensions) and the passes (64 or
+# 128), then several splits of each side, then blocks with more weights than they keep at a time.
+SHAPES = [
+    (1, 1, 1),
+    (2, 15, 2),
+    (63, 64, 65),
+    (65, 129, 33),
+    (131, 257, 16),
+    (64, 384, 1000),
+    (5000, 40, 10),
+    (9000, 160, 200),
+]
 
 
 @pytest.fixture(autouse=True)
