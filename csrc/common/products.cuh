@@ -53,6 +53,16 @@ struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
 #pragma unroll
         for (int k = 0; k < 2; ++k) split(rows[i][k], high[i][k], low[i][k]);
     }
+    // Factors that have been split: both of the high parts, then of the low ones.
+    MMFL_DEVICE explicit Operand(const Chunk16 (&rows)[kPanels]) {
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          high[i][k] = rows[i].words[k];
+          low[i][k] = rows[i].words[2 + k];
+        }
+    }
   };
 
   // Row lane / 4 of left panel `row` and column 2 (lane % 4) + c of right panel `column`.

@@ -339,9 +339,9 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   }
 }
 
-// The products of one pair of groups of rows over one split of the columns.
-template <typename T, bool kTf32>
+// The products of one pair of groups of rows over one split of the columns, in double.
 MMFL_DEVICE void gram_pairs(const GramDevice& args) {
+  using T = double;
   constexpr int kPanels = kGramGroup / 8;
   const std::int64_t groups = args.side / kGramGroup;
   std::int64_t pair = block_x() * kGramWarps + thread() / kWarp;
@@ -353,7 +353,7 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
 
   LaneRows<T, kPanels, 1> left(args, first_left), right(args, first_right);
   Walk<T, 1> walk(args, block_y());
-  Products<T, kPanels, kPanels, false, kTf32> products;
+  Products<T, kPanels, kPanels, false> products;
   products.clear();
   left.enter(walk.segment);
   right.enter(walk.segment);
