@@ -123,6 +123,13 @@ MMFL_DEVICE unsigned count_arrival(unsigned* counter) {
 // The compiler moves no memory access across; it would hold as many values in registers as it can move.
 MMFL_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 
+// The same value, of which the compiler knows nothing: what follows from it is worked out here, not in front of
+// a loop.
+MMFL_DEVICE std::int64_t unknown(std::int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
 // `to` is a multiple of the size.
 MMFL_DEVICE void store_16_bytes(void* to, const Chunk16& chunk) {
   *static_cast<uint4*>(to) = make_uint4(chunk.words[0], chunk.words[1], chunk.words[2], chunk.words[3]);

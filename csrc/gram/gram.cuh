@@ -163,8 +163,8 @@ struct LaneRows {
   }
 
   // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0; there
-  // are none when kWhole.
-  template <bool kWhole>
+  // are none when kWhole. The centroid is that of the warp's rows, and only where these are all.
+  template <bool kWhole, bool kAllRows>
   MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share, T (&rows)[kPanels][kColumns<T>]) {
     if (args.origin != nullptr) {
       T origin[kColumns<T>];
@@ -173,8 +173,8 @@ struct LaneRows {
       for (int c = 0; c < kColumns<T>; ++c)
 #pragma unroll
         for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
-    } else if (args.mean_origin) {
-      subtract_centroid(rows, args.rows, share);
+    } else if constexpr (kAllRows) {
+      if (args.mean_origin) subtract_centroid(rows, args.rows, share);
     }
     const float* shifts = args.shift != nullptr ? args.shift + first : nullptr;
 #pragma unroll
@@ -313,7 +313,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
         stage = stage == kGramStages - 1 ? 0 : stage + 1;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          rows.template shift<true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+          rows.template shift<true, true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
           multiply(v);
         }
         walk.column += walk.kStepColumns;
@@ -322,7 +322,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
       rows.load(walk.column, walk.width, values);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        rows.template shift<false>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+        rows.template shift<false, true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
         multiply(v);
       }
       count = 1;
@@ -363,8 +363,8 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
     T values[1][kPanels][kColumns<T>], others[1][kPanels][kColumns<T>];
     left.load(walk.column, walk.width, values);
     right.load(walk.column, walk.width, others);
-    left.template shift<false>(left.column_of(0, walk.column), walk.width, 0, values[0]);
-    right.template shift<false>(left.column_of(0, walk.column), walk.width, 0, others[0]);
+    left.template shift<false, false>(left.column_of(0, walk.column), walk.width, 0, values[0]);
+    right.template shift<false, false>(left.column_of(0, walk.column), walk.width, 0, others[0]);
 #pragma unroll 1
     for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
       products.add(values[0], others[0]);

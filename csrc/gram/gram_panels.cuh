@@ -75,11 +75,60 @@ struct PanelRows {
   }
 };
 
-template <int kCount, int kPanels>
-MMFL_DEVICE void read_panels(const Chunk16 (&slab)[kPanels][kWarp], int first, Chunk16 (&chunks)[kCount]) {
+// The products a warp adds up, in tiles of 16 x 8.
+template <int kTiles, bool kTf32>
+struct TileSums {
+  float of[kTiles][4];
+
+  MMFL_DEVICE void clear() {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) chunks[i] = read_16_bytes(&slab[first + i][thread() % kWarp]);
-}
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) of[t][c] = 0;
+  }
+
+  // 64 rows with 8 kOthers others, or with themselves: then on and above the diagonal of tiles alone.
+  template <bool kTriangle, int kOthers>
+  MMFL_DEVICE void add(const Chunk16 (*rows)[kWarp], const Chunk16 (*others)[kWarp]) {
+    const int lane = thread() % kWarp;
+    Chunk16 right[kOthers];
+#pragma unroll
+    for (int n = 0; n < kOthers; ++n) right[n] = read_16_bytes(&others[n][lane]);
+    int tile = 0;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      // Read when they are wanted, for there are few registers.
+      if (!kTriangle) keep_order();
+      const Chunk16 upper = kTriangle ? right[2 * m] : read_16_bytes(&rows[2 * m][lane]),
+                    lower = kTriangle ? right[2 * m + 1] : read_16_bytes(&rows[2 * m + 1][lane]);
+      const std::uint32_t high[4] = {upper.words[0], lower.words[0], upper.words[1], lower.words[1]};
+      const std::uint32_t low[4] = {upper.words[2], lower.words[2], upper.words[3], lower.words[3]};
+#pragma unroll
+      for (int n = kTriangle ? 2 * m : 0; n < kOthers; ++n) {
+        const std::uint32_t other_high[2] = {right[n].words[0], right[n].words[1]};
+        const std::uint32_t other_low[2] = {right[n].words[2], right[n].words[3]};
+        add_split_product<kTf32>(of[tile++], high, low, other_high, other_low);
+      }
+    }
+  }
+
+  // Adds the sums to the partial ones, which start with them when `fresh`.
+  template <bool kTriangle, int kOthers>
+  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) {
+    const int lane = thread() % kWarp;
+    int tile = 0;
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+      for (int n = kTriangle ? 2 * m : 0; n < kOthers; ++n, ++tile)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          double* to = partial + (16 * m + lane / 4 + c / 2 * 8) * side + 8 * n + lane % 4 * 2 + c % 2;
+          keep_order();
+          *to = fresh ? static_cast<double>(of[tile][c]) : *to + static_cast<double>(of[tile][c]);
+        }
+  }
+};
 
 // What the warps of a block multiply. Half of them take the first matrix step of a slab and half the second;
 // four of them share the products. Warps that differ by four are on the same scheduler, so the roles of the
@@ -95,35 +144,25 @@ struct BlockProducts<true, kTf32> {
   // Panels.
   const int left = triangular ? 8 * role : 0;
   const int right = triangular ? left : 8 + 4 * (role - 2);
-  Products<float, 8, 8, true, kTf32> triangle;
-  Products<float, 8, 4, false, kTf32> square;
+  TileSums<20, kTf32> sums;
 
-  MMFL_DEVICE void clear() {
-    triangle.clear();
-    square.clear();
-  }
+  MMFL_DEVICE void clear() { sums.clear(); }
 
   MMFL_DEVICE void add(const Chunk16 (&slab)[16][kWarp]) {
-    Chunk16 rows[8];
-    read_panels(slab, left, rows);
     if (triangular) {
-      const typename decltype(triangle)::template Operand<8> a(rows);
-      triangle.multiply(a, a, 8);
+      sums.template add<true, 8>(slab + left, slab + left);
     } else {
-      Chunk16 others[4];
-      read_panels(slab, right, others);
-      const typename decltype(square)::template Operand<8> a(rows);
-      const typename decltype(square)::template Operand<4> b(others);
-      square.multiply(a, b, 4);
+      sums.template add<false, 4>(slab + left, slab + right);
     }
   }
 
   MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) {
     if (triangular) {
-      flush_products(triangle, side, fresh, partial);
+      sums.template flush<true, 8>(side, fresh, partial);
     } else {
-      flush_products(square, side, fresh, partial);
+      sums.template flush<false, 4>(side, fresh, partial);
     }
+    clear();
   }
 };
 
@@ -133,20 +172,37 @@ struct BlockProducts<false, kTf32> {
   const int role = thread() / kWarp % 4;
   const int left = 8 * (role / 2);
   const int right = 8 * (role % 2);
-  Products<float, 8, 8, false, kTf32> square;
+  TileSums<32, kTf32> sums;
 
-  MMFL_DEVICE void clear() { square.clear(); }
+  MMFL_DEVICE void clear() { sums.clear(); }
 
   MMFL_DEVICE void add(const Chunk16 (&slab)[32][kWarp]) {
-    Chunk16 rows[8], others[8];
-    read_panels(slab, left, rows);
-    read_panels(slab, 16 + right, others);
-    const typename decltype(square)::template Operand<8> a(rows), b(others);
-    square.multiply(a, b, 8);
+    sums.template add<false, 8>(slab + left, slab + 16 + right);
   }
 
   MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) {
-    flush_products(square, side, fresh, partial);
+    sums.template flush<false, 8>(side, fresh, partial);
+    clear();
+  }
+};
+
+// The first rows of the groups that a block multiplies.
+template <bool kDiagonal>
+struct RowGroups {
+  int left, right;
+
+  // Above the diagonal pairs are counted along one group after the other.
+  MMFL_DEVICE RowGroups(std::int64_t side, int pair) {
+    int group = 0, other = pair;
+    if (kDiagonal) {
+      group = pair;
+    } else {
+      int behind = static_cast<int>(side / kPanelGroup) - 1;
+      for (; other >= behind; --behind, ++group) other -= behind;
+      other += group + 1;
+    }
+    left = kPanelGroup * group;
+    right = kPanelGroup * other;
   }
 };
 
@@ -155,35 +211,25 @@ template <bool kDiagonal, bool kTf32>
 MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& shared) {
   using Shared = PanelShared<kDiagonal>;
   constexpr int kOwn = Shared::kOwn;
-  std::int64_t left_group = 0, right_group = block_x();
-  if (kDiagonal) {
-    left_group = right_group;
-  } else {
-    while (right_group >= args.side / kPanelGroup - left_group - 1)
-      right_group -= args.side / kPanelGroup - ++left_group;
-    right_group += left_group + 1;
-  }
-  const int warp = thread() / kWarp, own_panel = kOwn * warp;
-  const bool of_left = kDiagonal || warp < kGramWarps / 2;
-  const std::int64_t first_own = of_left ? left_group * kPanelGroup + 8 * own_panel
-                                         : right_group * kPanelGroup + 8 * own_panel - kPanelGroup;
+  const int warp = thread() / kWarp, own_panel = kOwn * warp, half = warp / (kGramWarps / 2);
+  const int pair = static_cast<int>(block_x());
+  const RowGroups<kDiagonal> groups(args.side, pair);
+  const int first_own =
+      8 * own_panel + (kDiagonal || half == 0 ? groups.left : groups.right - kPanelGroup);
   BlockProducts<kDiagonal, kTf32> products;
-  const std::int64_t left = left_group * kPanelGroup + 8 * products.left,
-                     right = right_group * kPanelGroup + 8 * products.right;
   // Nobody asks for the products of rows that do not exist.
-  const bool prepares = first_own < args.rows, multiplies = left < args.rows && right < args.rows;
-  const int half = warp / 4;
-  double* partial = args.partial + block_y() * args.side * (args.side + 1);
+  const bool prepares = first_own < args.rows;
+  const bool multiplies =
+      groups.left + 8 * products.left < args.rows && groups.right + 8 * products.right < args.rows;
 
   PanelRows<kOwn> rows(args, first_own);
-  Walk<float, 1> walk(args, block_y());
   products.clear();
+  int done = 0;  // steps
+  Walk<float, 1> walk(args, block_y());
   rows.lanes.enter(walk.segment);
-  bool fresh = true;
-  int unflushed = 0;
   while (walk.step < walk.end) {
     // Steps with all their columns in the segment, or one without.
-    const int whole = walk.whole_steps(walk.kFlushSteps - unflushed), count = whole > 0 ? whole : 1;
+    const int whole = walk.whole_steps(walk.kFlushSteps - done % walk.kFlushSteps), count = whole > 0 ? whole : 1;
     const bool copied = prepares && whole > 0 && rows.copied();
     const auto copy = [&](int step) {
       if (copied && step < count)
@@ -198,41 +244,49 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
       if (copied) {
         wait_for_copies<Shared::kStages - 1>();
         rows.take(shared.stages[step % Shared::kStages][warp], values);
-        rows.lanes.template shift<true>(rows.lanes.column_of(0, column), walk.width, 0, values[0]);
+        rows.lanes.template shift<true, false>(rows.lanes.column_of(0, column), 0, 0, values[0]);
       } else {
-        rows.lanes.load(column, walk.width, values);
-        rows.lanes.template shift<false>(rows.lanes.column_of(0, column), walk.width, 0, values[0]);
+        const std::int64_t* starts = args.starts + rows.lanes.segment;
+        const std::int64_t width = starts[1] - starts[0];
+        rows.lanes.load(column, width, values);
+        rows.lanes.template shift<false, false>(rows.lanes.column_of(0, column), width, 0, values[0]);
       }
       rows.template write<kTf32>(values, own_panel, slab);
       // To where this step lay, whose values have been used.
       copy(step + Shared::kStages);
     };
+#pragma unroll 1
     for (int stage = 0; stage < Shared::kStages; ++stage) copy(stage);
-    prepare(0);
-    sync_block();
-    for (int step = 0; step < count; ++step) {
+    // Every slab is written a step before it is multiplied.
+    for (int step = -1; step < count; ++step) {
       // Of the two warps of a scheduler one multiplies while the other prepares.
 #pragma unroll 1
       for (int turn = 0; turn < 2; ++turn) {
         if (turn == half) {
           prepare(step + 1);
-        } else if (multiplies) {
+        } else if (multiplies && step >= 0) {
           products.add(shared.slabs[step % 2][half]);
         }
       }
       sync_block();
     }
     if (walk.advance(count)) rows.lanes.enter(walk.segment);
-    unflushed += count;
-    if (unflushed == walk.kFlushSteps || walk.step == walk.end) {
+    done += count;
+    if (done % walk.kFlushSteps == 0 || walk.step == walk.end) {
+      // Else the places of all sums would be worked out before the loop and kept.
+      const std::int64_t side = unknown(args.side);
+      const RowGroups<kDiagonal> to(side, pair);
+      const bool fresh = done <= walk.kFlushSteps;
+      double* partial = args.partial + block_y() * side * (side + 1);
+#pragma unroll 1
       for (int turn = 0; turn < 2; ++turn) {
         if (turn == half && multiplies)
-          products.flush(args.side, fresh && turn == 0, partial + left * args.side + right);
+          products.flush(side, fresh && turn == 0,
+                         partial + (to.left + 8 * products.left) * side + to.right + 8 * products.right);
         sync_block();
       }
-      if (kDiagonal && prepares) rows.lanes.flush_sums(first_own, fresh, partial + args.side * args.side);
-      fresh = false;
-      unflushed = 0;
+      if (kDiagonal && prepares)
+        rows.lanes.flush_sums(to.left + 8 * own_panel, fresh, partial + side * side);
     }
   }
 }

@@ -423,6 +423,7 @@ void wait_for_copies() {
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 inline void prefetch(const void*) {}
 inline void keep_order() {}
+inline std::int64_t unknown(std::int64_t value) { return value; }
 
 }  // namespace device
 }  // namespace mmfl
