@@ -129,6 +129,10 @@ MMFL_DEVICE std::int64_t unknown(std::int64_t value) {
   asm volatile("" : "+l"(value));
   return value;
 }
+MMFL_DEVICE float unknown(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
 
 // `to` is a multiple of the size.
 MMFL_DEVICE void store_16_bytes(void* to, const Chunk16& chunk) {

@@ -87,17 +87,20 @@ struct TileSums {
       for (int c = 0; c < 4; ++c) of[t][c] = 0;
   }
 
-  // 64 rows with 8 kOthers others, or with themselves: then on and above the diagonal of tiles alone.
-  template <bool kTriangle, int kOthers>
-  MMFL_DEVICE void add(const Chunk16 (*rows)[kWarp], const Chunk16 (*others)[kWarp]) {
+  // 8 kRows rows, of which the first `live` are wanted, with 8 kOthers others, or with themselves: then on and
+  // above the diagonal of tiles alone.
+  template <bool kTriangle, int kRows, int kOthers>
+  MMFL_DEVICE void add(const Chunk16 (*rows)[kWarp], int live, const Chunk16 (*others)[kWarp]) {
     const int lane = thread() % kWarp;
     Chunk16 right[kOthers];
 #pragma unroll
     for (int n = 0; n < kOthers; ++n) right[n] = read_16_bytes(&others[n][lane]);
     int tile = 0;
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      // Read when they are wanted, for there are few registers.
+    for (int m = 0; m < kRows / 2; ++m) {
+      // The branch keeps the machine's compiler, too, from having the products of all rows on their way at once,
+      // for which there are no registers.
+      if (16 * m >= live) return;
       if (!kTriangle) keep_order();
       const Chunk16 upper = kTriangle ? right[2 * m] : read_16_bytes(&rows[2 * m][lane]),
                     lower = kTriangle ? right[2 * m + 1] : read_16_bytes(&rows[2 * m + 1][lane]);
@@ -113,76 +116,74 @@ struct TileSums {
   }
 
   // Adds the sums to the partial ones, which start with them when `fresh`.
-  template <bool kTriangle, int kOthers>
-  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) {
+  template <bool kTriangle, int kRows, int kOthers>
+  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) const {
     const int lane = thread() % kWarp;
     int tile = 0;
 #pragma unroll
-    for (int m = 0; m < 4; ++m)
+    for (int m = 0; m < kRows / 2; ++m)
 #pragma unroll
       for (int n = kTriangle ? 2 * m : 0; n < kOthers; ++n, ++tile)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           double* to = partial + (16 * m + lane / 4 + c / 2 * 8) * side + 8 * n + lane % 4 * 2 + c % 2;
           keep_order();
-          *to = fresh ? static_cast<double>(of[tile][c]) : *to + static_cast<double>(of[tile][c]);
+          const auto sum = static_cast<double>(unknown(of[tile][c]));
+          *to = fresh ? sum : *to + sum;
         }
   }
 };
 
-// What the warps of a block multiply. Half of them take the first matrix step of a slab and half the second;
-// four of them share the products. Warps that differ by four are on the same scheduler, so the roles of the
-// second half are turned round by two: every scheduler has the same number of products.
+// What the warps of a block multiply.
 template <bool kDiagonal, bool kTf32>
 struct BlockProducts;
 
-// Of 128 rows: two triangles of 64 rows and the square between them in two halves.
+// Of 128 rows: two triangles of 64 rows and the square between them in two halves. Four warps take the first
+// matrix step of a slab and four the second; the roles of the second four are turned round by two, for warps
+// that differ by four are on the same scheduler: every scheduler has the same number of products.
 template <bool kTf32>
 struct BlockProducts<true, kTf32> {
-  const int role = (thread() / kWarp + thread() / kWarp / 4 * 2) % 4;
+  const int half = thread() / kWarp / 4;
+  const int role = (thread() / kWarp + 2 * half) % 4;
   const bool triangular = role < 2;
   // Panels.
   const int left = triangular ? 8 * role : 0;
   const int right = triangular ? left : 8 + 4 * (role - 2);
   TileSums<20, kTf32> sums;
 
-  MMFL_DEVICE void clear() { sums.clear(); }
-
-  MMFL_DEVICE void add(const Chunk16 (&slab)[16][kWarp]) {
+  MMFL_DEVICE void add(const Chunk16 (&slab)[2][16][kWarp], int live) {
+    const auto* panels = slab[half];
     if (triangular) {
-      sums.template add<true, 8>(slab + left, slab + left);
+      sums.template add<true, 8, 8>(panels + left, live, panels + left);
     } else {
-      sums.template add<false, 4>(slab + left, slab + right);
+      sums.template add<false, 8, 4>(panels + left, live, panels + right);
     }
   }
 
-  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) {
+  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) const {
     if (triangular) {
-      sums.template flush<true, 8>(side, fresh, partial);
+      sums.template flush<true, 8, 8>(side, fresh, partial);
     } else {
-      sums.template flush<false, 4>(side, fresh, partial);
+      sums.template flush<false, 8, 4>(side, fresh, partial);
     }
-    clear();
   }
 };
 
-// Of 128 rows with 128 others: squares of 64.
+// Of 128 rows with 128 others: 32 with 64.
 template <bool kTf32>
 struct BlockProducts<false, kTf32> {
-  const int role = thread() / kWarp % 4;
-  const int left = 8 * (role / 2);
-  const int right = 8 * (role % 2);
-  TileSums<32, kTf32> sums;
+  const int left = 4 * (thread() / kWarp / 2);
+  const int right = 8 * (thread() / kWarp % 2);
+  TileSums<16, kTf32> sums;
 
-  MMFL_DEVICE void clear() { sums.clear(); }
-
-  MMFL_DEVICE void add(const Chunk16 (&slab)[32][kWarp]) {
-    sums.template add<false, 8>(slab + left, slab + 16 + right);
+  MMFL_DEVICE void add(const Chunk16 (&slab)[2][32][kWarp], int live) {
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half)
+      sums.template add<false, 4, 8>(slab[half] + left, live, slab[half] + 16 + right);
   }
 
-  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) {
-    sums.template flush<false, 8>(side, fresh, partial);
-    clear();
+  MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) const {
+    sums.template flush<false, 4, 8>(side, fresh, partial);
   }
 };
 
@@ -219,37 +220,43 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
   BlockProducts<kDiagonal, kTf32> products;
   // Nobody asks for the products of rows that do not exist.
   const bool prepares = first_own < args.rows;
-  const bool multiplies =
-      groups.left + 8 * products.left < args.rows && groups.right + 8 * products.right < args.rows;
+  const int live = groups.right + 8 * products.right < args.rows
+                       ? static_cast<int>(args.rows) - groups.left - 8 * products.left
+                       : 0;
 
   PanelRows<kOwn> rows(args, first_own);
-  products.clear();
-  int done = 0;  // steps
-  Walk<float, 1> walk(args, block_y());
-  rows.lanes.enter(walk.segment);
-  while (walk.step < walk.end) {
-    // Steps with all their columns in the segment, or one without.
-    const int whole = walk.whole_steps(walk.kFlushSteps - done % walk.kFlushSteps), count = whole > 0 ? whole : 1;
+  products.sums.clear();
+  using Steps = Walk<float, 1>;
+  const Steps start(args, block_y());
+  std::int64_t column = start.column;
+  int left = static_cast<int>(start.end - start.step), done = 0;  // steps
+  rows.lanes.enter(start.segment);
+  const auto width_of = [&](int segment) { return args.starts[segment + 1] - args.starts[segment]; };
+  while (left > 0) {
+    // Steps with all their columns in the segment, or one without; up to where sums are flushed.
+    const std::int64_t width = width_of(rows.lanes.segment), whole = (width - column) / Steps::kStepColumns;
+    int count = Steps::kFlushSteps - done % Steps::kFlushSteps;
+    if (count > left) count = left;
+    if (count > whole) count = whole > 0 ? static_cast<int>(whole) : 1;
     const bool copied = prepares && whole > 0 && rows.copied();
     const auto copy = [&](int step) {
       if (copied && step < count)
-        rows.copy(walk.column + step * walk.kStepColumns, shared.stages[step % Shared::kStages][warp]);
+        rows.copy(column + step * Steps::kStepColumns, shared.stages[step % Shared::kStages][warp]);
       end_copies();
     };
     const auto prepare = [&](int step) {
       if (!prepares || step >= count) return;
       typename PanelRows<kOwn>::Values values;
-      const std::int64_t column = walk.column + step * walk.kStepColumns;
+      const std::int64_t at = rows.lanes.column_of(0, column + step * Steps::kStepColumns);
       auto& slab = shared.slabs[step % 2];
       if (copied) {
         wait_for_copies<Shared::kStages - 1>();
         rows.take(shared.stages[step % Shared::kStages][warp], values);
-        rows.lanes.template shift<true, false>(rows.lanes.column_of(0, column), 0, 0, values[0]);
+        rows.lanes.template shift<true, false>(at, 0, 0, values[0]);
       } else {
-        const std::int64_t* starts = args.starts + rows.lanes.segment;
-        const std::int64_t width = starts[1] - starts[0];
-        rows.lanes.load(column, width, values);
-        rows.lanes.template shift<false, false>(rows.lanes.column_of(0, column), width, 0, values[0]);
+        const std::int64_t end = width_of(rows.lanes.segment);
+        rows.lanes.load(column + step * Steps::kStepColumns, end, values);
+        rows.lanes.template shift<false, false>(at, end, 0, values[0]);
       }
       rows.template write<kTf32>(values, own_panel, slab);
       // To where this step lay, whose values have been used.
@@ -264,27 +271,36 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
       for (int turn = 0; turn < 2; ++turn) {
         if (turn == half) {
           prepare(step + 1);
-        } else if (multiplies && step >= 0) {
-          products.add(shared.slabs[step % 2][half]);
+        } else if (step >= 0) {
+          products.add(shared.slabs[step % 2], live);
         }
       }
       sync_block();
     }
-    if (walk.advance(count)) rows.lanes.enter(walk.segment);
+    column += count * Steps::kStepColumns;
+    left -= count;
     done += count;
-    if (done % walk.kFlushSteps == 0 || walk.step == walk.end) {
+    if (left > 0 && column >= width) {
+      int segment = rows.lanes.segment + 1;
+      while (width_of(segment) == 0) ++segment;
+      rows.lanes.enter(segment);
+      column = 0;
+    }
+    if (left == 0 || done % Steps::kFlushSteps == 0) {
       // Else the places of all sums would be worked out before the loop and kept.
       const std::int64_t side = unknown(args.side);
       const RowGroups<kDiagonal> to(side, pair);
-      const bool fresh = done <= walk.kFlushSteps;
+      const bool fresh = done <= Steps::kFlushSteps;
       double* partial = args.partial + block_y() * side * (side + 1);
 #pragma unroll 1
       for (int turn = 0; turn < 2; ++turn) {
-        if (turn == half && multiplies)
-          products.flush(side, fresh && turn == 0,
+        // On the diagonal both halves have sums of the same products.
+        if (turn == half && live > 0)
+          products.flush(side, fresh && (turn == 0 || !kDiagonal),
                          partial + (to.left + 8 * products.left) * side + to.right + 8 * products.right);
         sync_block();
       }
+      products.sums.clear();
       if (kDiagonal && prepares)
         rows.lanes.flush_sums(to.left + 8 * own_panel, fresh, partial + side * side);
     }

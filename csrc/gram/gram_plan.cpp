@@ -13,7 +13,7 @@ constexpr std::int64_t kSplitsOfLargeTiles = kMultiprocessors * kGramWarps;
 constexpr std::int64_t kSplitsOfSmallTiles = 2 * kSplitsOfLargeTiles;
 constexpr std::int64_t kPartialBytes = std::int64_t{80} << 20;
 // A split shorter than this costs more to add up than it saves.
-constexpr std::int64_t kShortestSplit = 4, kShortestSplitOfPanels = 16;
+constexpr std::int64_t kShortestSplit = 4, kShortestSplitOfPanels = 8;
 // One block fills a multiprocessor: a wave of those that multiply different groups, or of the only one there is.
 std::int64_t splits_of_panels(const GramPlan& plan) {
   return std::max<std::int64_t>(1, kMultiprocessors / std::max<std::int64_t>(1, plan.pairs - plan.groups));

@@ -424,6 +424,7 @@ inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 inline void prefetch(const void*) {}
 inline void keep_order() {}
 inline std::int64_t unknown(std::int64_t value) { return value; }
+inline float unknown(float value) { return value; }
 
 }  // namespace device
 }  // namespace mmfl
