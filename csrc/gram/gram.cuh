@@ -169,13 +169,23 @@ struct LaneRows {
     if (args.origin != nullptr) {
       T origin[kColumns<T>];
       load_row(args.origin[segment], column, kWhole ? column + kColumns<T> : width, origin);
-#pragma unroll
-      for (int c = 0; c < kColumns<T>; ++c)
-#pragma unroll
-        for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
+      subtract(origin, rows);
     } else if constexpr (kAllRows) {
       if (args.mean_origin) subtract_centroid(rows, args.rows, share);
     }
+    subtract_means<kWhole>(column, width, rows);
+  }
+
+  static MMFL_DEVICE void subtract(const T (&origin)[kColumns<T>], T (&rows)[kPanels][kColumns<T>]) {
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c)
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
+  }
+
+  // What `shift` does after it has subtracted the origin.
+  template <bool kWhole>
+  MMFL_DEVICE void subtract_means(std::int64_t column, std::int64_t width, T (&rows)[kPanels][kColumns<T>]) {
     const float* shifts = args.shift != nullptr ? args.shift + first : nullptr;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {

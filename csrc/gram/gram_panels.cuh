@@ -244,6 +244,13 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
         rows.copy(column + step * Steps::kStepColumns, shared.stages[step % Shared::kStages][warp]);
       end_copies();
     };
+    // Loaded a step before it is wanted.
+    float origin[kColumns<float>] = {};
+    const auto load_origin = [&](int step) {
+      if (!copied || step >= count || args.origin == nullptr) return;
+      const std::int64_t at = rows.lanes.column_of(0, column + step * Steps::kStepColumns);
+      load_row(args.origin[rows.lanes.segment], at, at + kColumns<float>, origin);
+    };
     const auto prepare = [&](int step) {
       if (!prepares || step >= count) return;
       typename PanelRows<kOwn>::Values values;
@@ -252,7 +259,8 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
       if (copied) {
         wait_for_copies<Shared::kStages - 1>();
         rows.take(shared.stages[step % Shared::kStages][warp], values);
-        rows.lanes.template shift<true, false>(at, 0, 0, values[0]);
+        if (args.origin != nullptr) rows.lanes.subtract(origin, values[0]);
+        rows.lanes.template subtract_means<true>(at, 0, values[0]);
       } else {
         const std::int64_t end = width_of(rows.lanes.segment);
         rows.lanes.load(column + step * Steps::kStepColumns, end, values);
@@ -261,9 +269,11 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
       rows.template write<kTf32>(values, own_panel, slab);
       // To where this step lay, whose values have been used.
       copy(step + Shared::kStages);
+      load_origin(step + 1);
     };
 #pragma unroll 1
     for (int stage = 0; stage < Shared::kStages; ++stage) copy(stage);
+    load_origin(0);
     // Every slab is written a step before it is multiplied.
     for (int step = -1; step < count; ++step) {
       // Of the two warps of a scheduler one multiplies while the other prepares.
