@@ -123,8 +123,8 @@ MMFL_DEVICE unsigned count_arrival(unsigned* counter) {
 // The compiler moves no memory access across; it would hold as many values in registers as it can move.
 MMFL_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 
-// The same value, of which the compiler knows nothing: what follows from it is worked out here, not in front of
-// a loop.
+// The same value, of which the compiler knows nothing: what follows from it is worked out here, not in front
+// of a loop.
 MMFL_DEVICE std::int64_t unknown(std::int64_t value) {
   asm volatile("" : "+l"(value));
   return value;

@@ -11,8 +11,8 @@ MMFL_DEVICE float rounded_to_tf32(float value) {
   return float_from_bits((bits_of(value) + 0x1000u) & 0xffffe000u);
 }
 
-// The product of 16 rows with 8 others, all split in two tf32 numbers; with kTf32 that of the high parts alone.
-// The matrix unit rounds towards zero, so it adds three products and no more.
+// The product of 16 rows with 8 others, all split in two tf32 numbers; with kTf32 that of the high parts
+// alone. The matrix unit rounds towards zero, so it adds three products and no more.
 template <bool kTf32>
 MMFL_DEVICE void add_split_product(float (&sums)[4], const std::uint32_t (&high)[4],
                                    const std::uint32_t (&low)[4], const std::uint32_t (&other_high)[2],

@@ -7,40 +7,49 @@
 namespace mmfl {
 namespace device {
 
-// A block multiplies the rows of a group with each other (kDiagonal) or with those of a later group. 96 KiB at
-// most, for a chip of compute capability 8.6 has no more.
+// One step of columns of the rows of a left and of a right group: two steps of the matrix instructions, in an
+// order of their own, a lane's first two columns and its last two. Where a matrix instruction wants its words
+// apart from one another, the compiler would move them in front of every single one.
+struct PanelSlab {
+  static constexpr int kPanels = kPanelGroup / 8;
+  // In the place of a pair of panels their high parts, then their low ones, as a left operand has them.
+  Chunk16 left[2][kPanels][kWarp];
+  // Both high parts of a row, then its low ones.
+  Chunk16 right[2][kPanels][kWarp];
+};
+
+// A block multiplies the rows of a group with each other (kDiagonal) or with those of a later group. 96 KiB,
+// for a chip of compute capability 8.6 has no more.
 template <bool kDiagonal>
 struct PanelShared {
-  static constexpr int kPanels = (kDiagonal ? 1 : 2) * kPanelGroup / 8;
-  static constexpr int kOwn = kPanels / kGramWarps;  // panels that one warp shifts and splits
+  static constexpr int kHeld = (kDiagonal ? 1 : 2) * PanelSlab::kPanels / kGramWarps;  // panels of one warp
   static constexpr int kStages = kDiagonal ? 4 : 2;
-  // A step of columns is written while the one before is multiplied. Its 16 columns are two steps of the
-  // matrix instructions, in an order of their own: a lane's first two columns and its last two.
-  Chunk16 slabs[2][2][kPanels][kWarp];
+  // One is written while the other is multiplied.
+  PanelSlab slabs[2];
   // What a lane copies it reads itself. Elements of 16 bits take half a chunk.
-  Chunk16 stages[kStages][kGramWarps][kOwn][kWarp];
+  Chunk16 stages[kStages][kGramWarps][kHeld][kWarp];
 };
 
 // The rows that one warp shifts and splits.
-template <int kOwn>
+template <int kHeld>
 struct PanelRows {
-  using Stage = Chunk16[kOwn][kWarp];
-  using Values = float[1][kOwn][kColumns<float>];
+  using Stage = Chunk16[kHeld][kWarp];
+  using Values = float[1][kHeld][kColumns<float>];
 
-  LaneRows<float, kOwn, 1> lanes;
+  LaneRows<float, kHeld, 1> lanes;
 
   MMFL_DEVICE PanelRows(const GramDevice& args, std::int64_t first) : lanes(args, first) {}
 
   // Whether steps that lie in the segment with all their columns can be copied.
   MMFL_DEVICE bool copied() const {
-    constexpr unsigned kAll = (1u << kOwn) - 1;
+    constexpr unsigned kAll = (1u << kHeld) - 1;
     return !any_lane((lanes.kinds & kAll) != kAll);
   }
 
   MMFL_DEVICE void copy(std::int64_t column, Stage& stage) const {
     const std::int64_t at = lanes.column_of(0, column);
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
+    for (int i = 0; i < kHeld; ++i) {
       Chunk16* to = &stage[i][thread() % kWarp];
       const void* data = lanes.spans[8 * i].data;
       if (lanes.is(8 + i)) {
@@ -52,25 +61,35 @@ struct PanelRows {
   }
 
   MMFL_DEVICE void take(const Stage& stage, Values& values) const {
-    LaneRows<float, kOwn, 1>::take(stage, values);
+    LaneRows<float, kHeld, 1>::take(stage, values);
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
+    for (int i = 0; i < kHeld; ++i)
       if (lanes.is(8 + i)) widen(lanes.is(16 + i), values[0][i]);
   }
 
   // Splits the factors of one step for the warps that will multiply them.
-  template <bool kTf32, int kPanels>
-  static MMFL_DEVICE void write(const Values& values, int first, Chunk16 (&slab)[2][kPanels][kWarp]) {
+  template <bool kTf32>
+  static MMFL_DEVICE void write(const Values& values, int first, bool left, bool right, PanelSlab& slab) {
     using Sums = Products<float, 2, 1, false, kTf32>;
+    const int lane = thread() % kWarp;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
+    for (int i = 0; i < kHeld; i += 2)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        Chunk16 chunk;
+        Chunk16 high, low;
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-          Sums::split(values[0][i][2 * half + k], chunk.words[k], chunk.words[2 + k]);
-        store_16_bytes(&slab[half][first + i][thread() % kWarp], chunk);
+        for (int w = 0; w < 4; ++w)
+          Sums::split(values[0][i + w % 2][2 * half + w / 2], high.words[w], low.words[w]);
+        if (left) {
+          store_16_bytes(&slab.left[half][first + i][lane], high);
+          store_16_bytes(&slab.left[half][first + i + 1][lane], low);
+        }
+        if (right) {
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+            store_16_bytes(&slab.right[half][first + i + k][lane],
+                           {{high.words[k], high.words[2 + k], low.words[k], low.words[2 + k]}});
+        }
       }
   }
 };
@@ -87,8 +106,8 @@ struct TileSums {
       for (int c = 0; c < 4; ++c) of[t][c] = 0;
   }
 
-  // 8 kRows rows, of which the first `live` are wanted, with 8 kOthers others, or with themselves: then on and
-  // above the diagonal of tiles alone.
+  // 8 kRows rows, of which the first `live` are wanted, with 8 kOthers others, or with themselves: then on
+  // and above the diagonal of tiles alone.
   template <bool kTriangle, int kRows, int kOthers>
   MMFL_DEVICE void add(const Chunk16 (*rows)[kWarp], int live, const Chunk16 (*others)[kWarp]) {
     const int lane = thread() % kWarp;
@@ -98,19 +117,16 @@ struct TileSums {
     int tile = 0;
 #pragma unroll
     for (int m = 0; m < kRows / 2; ++m) {
-      // The branch keeps the machine's compiler, too, from having the products of all rows on their way at once,
-      // for which there are no registers.
+      // The branch keeps the machine's compiler, too, from having the products of all rows on their way at
+      // once, for which there are no registers.
       if (16 * m >= live) return;
-      if (!kTriangle) keep_order();
-      const Chunk16 upper = kTriangle ? right[2 * m] : read_16_bytes(&rows[2 * m][lane]),
-                    lower = kTriangle ? right[2 * m + 1] : read_16_bytes(&rows[2 * m + 1][lane]);
-      const std::uint32_t high[4] = {upper.words[0], lower.words[0], upper.words[1], lower.words[1]};
-      const std::uint32_t low[4] = {upper.words[2], lower.words[2], upper.words[3], lower.words[3]};
+      keep_order();
+      const Chunk16 high = read_16_bytes(&rows[2 * m][lane]), low = read_16_bytes(&rows[2 * m + 1][lane]);
 #pragma unroll
       for (int n = kTriangle ? 2 * m : 0; n < kOthers; ++n) {
         const std::uint32_t other_high[2] = {right[n].words[0], right[n].words[1]};
         const std::uint32_t other_low[2] = {right[n].words[2], right[n].words[3]};
-        add_split_product<kTf32>(of[tile++], high, low, other_high, other_low);
+        add_split_product<kTf32>(of[tile++], high.words, low.words, other_high, other_low);
       }
     }
   }
@@ -151,12 +167,11 @@ struct BlockProducts<true, kTf32> {
   const int right = triangular ? left : 8 + 4 * (role - 2);
   TileSums<20, kTf32> sums;
 
-  MMFL_DEVICE void add(const Chunk16 (&slab)[2][16][kWarp], int live) {
-    const auto* panels = slab[half];
+  MMFL_DEVICE void add(const PanelSlab& slab, int live) {
     if (triangular) {
-      sums.template add<true, 8, 8>(panels + left, live, panels + left);
+      sums.template add<true, 8, 8>(slab.left[half] + left, live, slab.right[half] + right);
     } else {
-      sums.template add<false, 8, 4>(panels + left, live, panels + right);
+      sums.template add<false, 8, 4>(slab.left[half] + left, live, slab.right[half] + right);
     }
   }
 
@@ -176,10 +191,10 @@ struct BlockProducts<false, kTf32> {
   const int right = 8 * (thread() / kWarp % 2);
   TileSums<16, kTf32> sums;
 
-  MMFL_DEVICE void add(const Chunk16 (&slab)[2][32][kWarp], int live) {
+  MMFL_DEVICE void add(const PanelSlab& slab, int live) {
 #pragma unroll 1
     for (int half = 0; half < 2; ++half)
-      sums.template add<false, 4, 8>(slab[half] + left, live, slab[half] + 16 + right);
+      sums.template add<false, 4, 8>(slab.left[half] + left, live, slab.right[half] + right);
   }
 
   MMFL_DEVICE void flush(std::int64_t side, bool fresh, double* partial) const {
@@ -211,12 +226,13 @@ struct RowGroups {
 template <bool kDiagonal, bool kTf32>
 MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& shared) {
   using Shared = PanelShared<kDiagonal>;
-  constexpr int kOwn = Shared::kOwn;
-  const int warp = thread() / kWarp, own_panel = kOwn * warp, half = warp / (kGramWarps / 2);
+  constexpr int kHeld = Shared::kHeld;
+  const int warp = thread() / kWarp, half = warp / (kGramWarps / 2);
+  const int own_panel = kHeld * warp % PanelSlab::kPanels;
+  const bool of_left = kDiagonal || half == 0, of_right = kDiagonal || half == 1;
   const int pair = static_cast<int>(block_x());
   const RowGroups<kDiagonal> groups(args.side, pair);
-  const int first_own =
-      8 * own_panel + (kDiagonal || half == 0 ? groups.left : groups.right - kPanelGroup);
+  const int first_own = 8 * own_panel + (of_left ? groups.left : groups.right);
   BlockProducts<kDiagonal, kTf32> products;
   // Nobody asks for the products of rows that do not exist.
   const bool prepares = first_own < args.rows;
@@ -224,7 +240,7 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
                        ? static_cast<int>(args.rows) - groups.left - 8 * products.left
                        : 0;
 
-  PanelRows<kOwn> rows(args, first_own);
+  PanelRows<kHeld> rows(args, first_own);
   products.sums.clear();
   using Steps = Walk<float, 1>;
   const Steps start(args, block_y());
@@ -253,9 +269,8 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
     };
     const auto prepare = [&](int step) {
       if (!prepares || step >= count) return;
-      typename PanelRows<kOwn>::Values values;
+      typename PanelRows<kHeld>::Values values;
       const std::int64_t at = rows.lanes.column_of(0, column + step * Steps::kStepColumns);
-      auto& slab = shared.slabs[step % 2];
       if (copied) {
         wait_for_copies<Shared::kStages - 1>();
         rows.take(shared.stages[step % Shared::kStages][warp], values);
@@ -266,7 +281,7 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
         rows.lanes.load(column + step * Steps::kStepColumns, end, values);
         rows.lanes.template shift<false, false>(at, end, 0, values[0]);
       }
-      rows.template write<kTf32>(values, own_panel, slab);
+      rows.template write<kTf32>(values, own_panel, of_left, of_right, shared.slabs[step % 2]);
       // To where this step lay, whose values have been used.
       copy(step + Shared::kStages);
       load_origin(step + 1);
@@ -311,8 +326,7 @@ MMFL_DEVICE void gram_panels(const GramDevice& args, PanelShared<kDiagonal>& sha
         sync_block();
       }
       products.sums.clear();
-      if (kDiagonal && prepares)
-        rows.lanes.flush_sums(to.left + 8 * own_panel, fresh, partial + side * side);
+      if (kDiagonal && prepares) rows.lanes.flush_sums(to.left + 8 * own_panel, fresh, partial + side * side);
     }
   }
 }

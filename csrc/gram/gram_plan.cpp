@@ -7,20 +7,21 @@
 namespace mmfl {
 namespace {
 
-// Warps of one wave on 132 multiprocessors: 8 on each while a warp's products fill the registers, else 16.
 constexpr std::int64_t kMultiprocessors = 132;
+// Warps of one wave on them: 8 on each while a warp's products fill the registers, else 16.
 constexpr std::int64_t kSplitsOfLargeTiles = kMultiprocessors * kGramWarps;
 constexpr std::int64_t kSplitsOfSmallTiles = 2 * kSplitsOfLargeTiles;
 constexpr std::int64_t kPartialBytes = std::int64_t{80} << 20;
 // A split shorter than this costs more to add up than it saves.
 constexpr std::int64_t kShortestSplit = 4, kShortestSplitOfPanels = 8;
-// One block fills a multiprocessor: a wave of those that multiply different groups, or of the only one there is.
+// Elements that a thread of the sample adds up.
+constexpr std::int64_t kSampledByThread = 4;
+
+// A block of panels fills a multiprocessor: one wave of those that multiply different groups, or of the only
+// group there is.
 std::int64_t splits_of_panels(const GramPlan& plan) {
   return std::max<std::int64_t>(1, kMultiprocessors / std::max<std::int64_t>(1, plan.pairs - plan.groups));
 }
-
-// Elements that a thread of the sample adds up.
-constexpr std::int64_t kSampledByThread = 4;
 
 }  // namespace
 
@@ -61,11 +62,13 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
     for (std::int64_t k = 0; k < (rows > 0 ? device.side : 0); ++k)
       spans.push_back(table.spans[static_cast<std::size_t>((k < rows ? k : 0) * args.segments + s)]);
   const bool in_panels = plan.tiles == 0 && !plan.in_double;
-  const std::int64_t most = in_panels ? splits_of_panels(plan)
-                            : plan.tiles > 1 ? kSplitsOfLargeTiles : kSplitsOfSmallTiles;
+  const std::int64_t most = in_panels        ? splits_of_panels(plan)
+                            : plan.tiles > 1 ? kSplitsOfLargeTiles
+                                             : kSplitsOfSmallTiles;
   const std::int64_t one = device.side * (device.side + 1) * 8;
   device.splits = std::max<std::int64_t>(
-      1, std::min({most, one > 0 ? kPartialBytes / one : 1, steps.back() / (in_panels ? kShortestSplitOfPanels : kShortestSplit)}));
+      1, std::min({most, one > 0 ? kPartialBytes / one : 1,
+                   steps.back() / (in_panels ? kShortestSplitOfPanels : kShortestSplit)}));
   const std::int64_t sampled = std::min(device.columns, kGramSampled),
                      share = kSampledByThread * kGramThreads;
   device.sample_parts = std::max<std::int64_t>(1, (sampled + share - 1) / share);

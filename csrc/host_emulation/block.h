@@ -409,7 +409,8 @@ inline Chunk16 read_16_bytes(const void* from) { return load_aligned<Chunk16>(fr
 inline void store_16_bytes(void* to, const Chunk16& chunk) { store_aligned(to, chunk); }
 inline void store_8_bytes(void* to, const Chunk8& chunk) { store_aligned(to, chunk); }
 inline void copy_bytes(void* to, const void* from, std::size_t bytes) {
-  if (reinterpret_cast<std::uintptr_t>(to) % bytes != 0 || reinterpret_cast<std::uintptr_t>(from) % bytes != 0)
+  if (reinterpret_cast<std::uintptr_t>(to) % bytes != 0 ||
+      reinterpret_cast<std::uintptr_t>(from) % bytes != 0)
     emulation::fail("a copy is not aligned");
   emulation::Block::current().start_copy(to, from, bytes);
 }

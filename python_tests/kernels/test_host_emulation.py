@@ -287,9 +287,7 @@ def test_a_missing_barrier_of_gram_is_seen(compile_kernels: Any, launches_with_b
     ) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_missing_barrier_of_gram_panels_is_seen(
-    compile_kernels: Any, launches_with_barriers: Any
-) -> None:
+def test_a_missing_barrier_of_gram_panels_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
     x = torch.randn(130, 64)
     program = compile_kernels("gram", sanitized=False)
     # The pairs of groups, the groups themselves, and the join.
