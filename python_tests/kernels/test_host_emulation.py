@@ -97,7 +97,7 @@ def test_gram(rows: int, columns: int, dtype: torch.dtype, run_gram: Run) -> Non
         assert_gram(emulated_gram(run_gram, [x], **options), exact, tolerance)
 
 
-# Two groups of 128 rows, the second of which ends within a tile; columns that are copied, and a rest that is not.
+# Two groups of 128 rows, the second of which ends within a tile; columns that are copied, some that are not.
 @pytest.mark.parametrize("layout", [{}, {"misaligned": True}])
 def test_gram_of_pairs_of_groups(layout: dict[str, Any], run_gram: Run) -> None:
     segments = [torch.randn(150, 36) + torch.randn(36), torch.randn(150, 0), torch.randn(150, 16).bfloat16()]
