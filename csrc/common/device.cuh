@@ -93,6 +93,13 @@ MMFL_DEVICE void copy_16_bytes(void* to, const void* from) {
                "l"(from)
                : "memory");
 }
+// The same of 8 bytes.
+MMFL_DEVICE void copy_8_bytes(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
 MMFL_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until all of this thread's groups are there but the last kLater.
@@ -115,6 +122,17 @@ MMFL_DEVICE unsigned count_arrival(unsigned* counter) {
 
 // The compiler moves no memory access across; it would hold as many values in registers as it can move.
 MMFL_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
+
+// The same value, of which the compiler knows nothing: what follows from it is worked out here, not in front
+// of a loop.
+MMFL_DEVICE std::int64_t unknown(std::int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+MMFL_DEVICE float unknown(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
 
 // `to` is a multiple of the size.
 MMFL_DEVICE void store_16_bytes(void* to, const Chunk16& chunk) {

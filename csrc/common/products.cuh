@@ -11,6 +11,22 @@ MMFL_DEVICE float rounded_to_tf32(float value) {
   return float_from_bits((bits_of(value) + 0x1000u) & 0xffffe000u);
 }
 
+// The product of 16 rows with 8 others, all split in two tf32 numbers; with kTf32 that of the high parts
+// alone. The matrix unit rounds towards zero, so it adds three products and no more.
+template <bool kTf32>
+MMFL_DEVICE void add_split_product(float (&sums)[4], const std::uint32_t (&high)[4],
+                                   const std::uint32_t (&low)[4], const std::uint32_t (&other_high)[2],
+                                   const std::uint32_t (&other_low)[2]) {
+  float product[4] = {};
+  if constexpr (!kTf32) {
+    multiply_add_tf32(product, low, other_high);
+    multiply_add_tf32(product, high, other_low);
+  }
+  multiply_add_tf32(product, high, other_high);
+#pragma unroll
+  for (int c = 0; c < 4; ++c) sums[c] += product[c];
+}
+
 // Sums of products of kLeft panels with kRight; of a panel set with itself when kDiagonal, and then only
 // those on and above the diagonal of the 16 x 8 tiles.
 template <typename T, int kLeft, int kRight, bool kDiagonal, bool kTf32 = false>
@@ -19,8 +35,7 @@ struct Products;
 // `add` takes the first kPerStep columns of its operands, and of the right one the first `live` panels.
 //
 // In float a factor is split in two tf32 numbers, x = high + low + O(2^-22 x), and the product of the two low
-// parts is left out; with kTf32 all but that of the high parts. The matrix unit rounds towards zero, so it
-// adds three products and no more.
+// parts is left out; with kTf32 all but that of the high parts.
 template <int kLeft, int kRight, bool kDiagonal, bool kTf32>
 struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
   using Value = float;
@@ -89,14 +104,7 @@ struct Products<float, kLeft, kRight, kDiagonal, kTf32> {
 #pragma unroll
       for (int n = kDiagonal ? 2 * m : 0; n < kRight; ++n) {
         if (!kAll && n >= live) continue;
-        float product[4] = {};
-        if constexpr (!kTf32) {
-          multiply_add_tf32(product, low, b.high[n]);
-          multiply_add_tf32(product, high, b.low[n]);
-        }
-        multiply_add_tf32(product, high, b.high[n]);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) sums[m][n][c] += product[c];
+        add_split_product<kTf32>(sums[m][n], high, low, b.high[n], b.low[n]);
       }
     }
   }

@@ -163,19 +163,29 @@ struct LaneRows {
   }
 
   // Shifts the rows of one vector, whose first column is `column`. Columns behind the segment become 0; there
-  // are none when kWhole.
-  template <bool kWhole>
+  // are none when kWhole. The centroid is that of the warp's rows, and only where these are all.
+  template <bool kWhole, bool kAllRows>
   MMFL_DEVICE void shift(std::int64_t column, std::int64_t width, T share, T (&rows)[kPanels][kColumns<T>]) {
     if (args.origin != nullptr) {
       T origin[kColumns<T>];
       load_row(args.origin[segment], column, kWhole ? column + kColumns<T> : width, origin);
-#pragma unroll
-      for (int c = 0; c < kColumns<T>; ++c)
-#pragma unroll
-        for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
-    } else if (args.mean_origin) {
-      subtract_centroid(rows, args.rows, share);
+      subtract(origin, rows);
+    } else if constexpr (kAllRows) {
+      if (args.mean_origin) subtract_centroid(rows, args.rows, share);
     }
+    subtract_means<kWhole>(column, width, rows);
+  }
+
+  static MMFL_DEVICE void subtract(const T (&origin)[kColumns<T>], T (&rows)[kPanels][kColumns<T>]) {
+#pragma unroll
+    for (int c = 0; c < kColumns<T>; ++c)
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) rows[i][c] -= origin[c];
+  }
+
+  // What `shift` does after it has subtracted the origin.
+  template <bool kWhole>
+  MMFL_DEVICE void subtract_means(std::int64_t column, std::int64_t width, T (&rows)[kPanels][kColumns<T>]) {
     const float* shifts = args.shift != nullptr ? args.shift + first : nullptr;
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
@@ -313,7 +323,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
         stage = stage == kGramStages - 1 ? 0 : stage + 1;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-          rows.template shift<true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+          rows.template shift<true, true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
           multiply(v);
         }
         walk.column += walk.kStepColumns;
@@ -322,7 +332,7 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
       rows.load(walk.column, walk.width, values);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        rows.template shift<false>(rows.column_of(v, walk.column), walk.width, share, values[v]);
+        rows.template shift<false, true>(rows.column_of(v, walk.column), walk.width, share, values[v]);
         multiply(v);
       }
       count = 1;
@@ -339,9 +349,9 @@ MMFL_DEVICE void gram_rows(const GramDevice& args, GramStages& shared) {
   }
 }
 
-// The products of one pair of groups of rows over one split of the columns.
-template <typename T, bool kTf32>
+// The products of one pair of groups of rows over one split of the columns, in double.
 MMFL_DEVICE void gram_pairs(const GramDevice& args) {
+  using T = double;
   constexpr int kPanels = kGramGroup / 8;
   const std::int64_t groups = args.side / kGramGroup;
   std::int64_t pair = block_x() * kGramWarps + thread() / kWarp;
@@ -353,7 +363,7 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
 
   LaneRows<T, kPanels, 1> left(args, first_left), right(args, first_right);
   Walk<T, 1> walk(args, block_y());
-  Products<T, kPanels, kPanels, false, kTf32> products;
+  Products<T, kPanels, kPanels, false> products;
   products.clear();
   left.enter(walk.segment);
   right.enter(walk.segment);
@@ -363,8 +373,8 @@ MMFL_DEVICE void gram_pairs(const GramDevice& args) {
     T values[1][kPanels][kColumns<T>], others[1][kPanels][kColumns<T>];
     left.load(walk.column, walk.width, values);
     right.load(walk.column, walk.width, others);
-    left.template shift<false>(left.column_of(0, walk.column), walk.width, 0, values[0]);
-    right.template shift<false>(left.column_of(0, walk.column), walk.width, 0, others[0]);
+    left.template shift<false, false>(left.column_of(0, walk.column), walk.width, 0, values[0]);
+    right.template shift<false, false>(left.column_of(0, walk.column), walk.width, 0, others[0]);
 #pragma unroll 1
     for (int c = 0; c < kColumns<T>; c += products.kPerStep) {
       products.add(values[0], others[0]);

@@ -3,6 +3,7 @@
 #include "common/cuda_launch.h"
 #include "gram/gram.cuh"
 #include "gram/gram_cuda.h"
+#include "gram/gram_panels.cuh"
 
 namespace mmfl {
 namespace {
@@ -14,10 +15,16 @@ __global__ void __launch_bounds__(kGramThreads, kTiles == 1 ? 2 : 1)
   device::gram_rows<T, kTiles, kTf32>(args, *reinterpret_cast<device::GramStages*>(shared));
 }
 
-template <typename T, bool kTf32>
+template <bool kDiagonal, bool kTf32>
+__global__ void __launch_bounds__(kGramThreads, 1)
+    gram_panels_kernel(const __grid_constant__ GramDevice args) {
+  extern __shared__ uint4 shared[];
+  device::gram_panels<kDiagonal, kTf32>(args, *reinterpret_cast<device::PanelShared<kDiagonal>*>(shared));
+}
+
 __global__ void __launch_bounds__(kGramThreads, 1)
     gram_pairs_kernel(const __grid_constant__ GramDevice args) {
-  device::gram_pairs<T, kTf32>(args);
+  device::gram_pairs(args);
 }
 
 template <typename T>
@@ -60,6 +67,17 @@ Status launch_rows(const GramDevice& args, unsigned blocks, cudaStream_t stream)
   return status;
 }
 
+template <bool kDiagonal, bool kTf32>
+Status launch_panels(const GramDevice& args, std::int64_t pairs, cudaStream_t stream) {
+  const auto kernel = gram_panels_kernel<kDiagonal, kTf32>;
+  constexpr int kBytes = sizeof(device::PanelShared<kDiagonal>);
+  const Status status = allow_shared_memory(kernel, kBytes);
+  if (status == Status::kOk && pairs > 0)
+    kernel<<<dim3(static_cast<unsigned>(pairs), static_cast<unsigned>(args.splits)), kGramThreads, kBytes,
+             stream>>>(args);
+  return status;
+}
+
 template <typename T, bool kTf32>
 Status launch_products(const GramPlan& plan, cudaStream_t stream) {
   const GramDevice& args = plan.device;
@@ -68,9 +86,14 @@ Status launch_products(const GramPlan& plan, cudaStream_t stream) {
   };
   switch (plan.tiles) {
     case 0:
-      gram_pairs_kernel<T, kTf32>
-          <<<dim3(blocks(plan.pairs), static_cast<unsigned>(args.splits)), kGramThreads, 0, stream>>>(args);
-      return Status::kOk;
+      if constexpr (sizeof(T) == 4) {
+        const Status status = launch_panels<false, kTf32>(args, plan.pairs - plan.groups, stream);
+        return status == Status::kOk ? launch_panels<true, kTf32>(args, plan.groups, stream) : status;
+      } else {
+        gram_pairs_kernel<<<dim3(blocks(plan.pairs), static_cast<unsigned>(args.splits)), kGramThreads, 0,
+                            stream>>>(args);
+        return Status::kOk;
+      }
     case 1:
       return launch_rows<T, 1, kTf32>(args, blocks(args.splits), stream);
     case 2:

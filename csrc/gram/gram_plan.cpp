@@ -7,14 +7,21 @@
 namespace mmfl {
 namespace {
 
-// Warps of one wave on 132 multiprocessors: 8 on each while a warp's products fill the registers, else 16.
-constexpr std::int64_t kSplitsOfLargeTiles = 132 * kGramWarps;
+constexpr std::int64_t kMultiprocessors = 132;
+// Warps of one wave on them: 8 on each while a warp's products fill the registers, else 16.
+constexpr std::int64_t kSplitsOfLargeTiles = kMultiprocessors * kGramWarps;
 constexpr std::int64_t kSplitsOfSmallTiles = 2 * kSplitsOfLargeTiles;
-constexpr std::int64_t kPartialBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kPartialBytes = std::int64_t{80} << 20;
 // A split shorter than this costs more to add up than it saves.
-constexpr std::int64_t kShortestSplit = 4;
+constexpr std::int64_t kShortestSplit = 4, kShortestSplitOfPanels = 8;
 // Elements that a thread of the sample adds up.
 constexpr std::int64_t kSampledByThread = 4;
+
+// A block of panels fills a multiprocessor: one wave of those that multiply different groups, or of the only
+// group there is.
+std::int64_t splits_of_panels(const GramPlan& plan) {
+  return std::max<std::int64_t>(1, kMultiprocessors / std::max<std::int64_t>(1, plan.pairs - plan.groups));
+}
 
 }  // namespace
 
@@ -32,8 +39,9 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
   plan.in_double = std::any_of(table.spans.begin(), table.spans.end(),
                                [](const Span& span) { return span.dtype == DType::kFloat64; });
   plan.tiles = rows <= 16 ? 1 : rows <= 32 ? 2 : rows <= 64 && !plan.in_double ? 4 : 0;
-  const std::int64_t groups = (rows + kGramGroup - 1) / kGramGroup;
-  plan.pairs = plan.tiles == 0 ? groups * (groups + 1) / 2 : 0;
+  const std::int64_t group = plan.in_double ? kGramGroup : kPanelGroup;
+  plan.groups = plan.tiles == 0 ? (rows + group - 1) / group : 0;
+  plan.pairs = plan.groups * (plan.groups + 1) / 2;
   plan.own_centroid = args.mean_origin && plan.tiles == 0;
 
   // A quad of lanes reads 64 bytes of a row in the compute type, four, two or one times before it multiplies.
@@ -47,16 +55,20 @@ Status plan_gram(const GramArgs& args, GramPlan& plan) {
   device.rows = rows;
   device.segments = args.segments;
   device.columns = starts.back();
-  device.side = plan.tiles > 0 ? 16 * plan.tiles : kGramGroup * groups;
+  device.side = plan.tiles > 0 ? 16 * plan.tiles : group * plan.groups;
   // In the place of rows that do not exist the first one is read; nobody asks for their products.
   std::vector<Span> spans;
   for (std::int64_t s = 0; s < args.segments; ++s)
     for (std::int64_t k = 0; k < (rows > 0 ? device.side : 0); ++k)
       spans.push_back(table.spans[static_cast<std::size_t>((k < rows ? k : 0) * args.segments + s)]);
-  const std::int64_t most = plan.tiles > 1 ? kSplitsOfLargeTiles : kSplitsOfSmallTiles;
+  const bool in_panels = plan.tiles == 0 && !plan.in_double;
+  const std::int64_t most = in_panels        ? splits_of_panels(plan)
+                            : plan.tiles > 1 ? kSplitsOfLargeTiles
+                                             : kSplitsOfSmallTiles;
   const std::int64_t one = device.side * (device.side + 1) * 8;
   device.splits = std::max<std::int64_t>(
-      1, std::min({most, one > 0 ? kPartialBytes / one : 1, steps.back() / kShortestSplit}));
+      1, std::min({most, one > 0 ? kPartialBytes / one : 1,
+                   steps.back() / (in_panels ? kShortestSplitOfPanels : kShortestSplit)}));
   const std::int64_t sampled = std::min(device.columns, kGramSampled),
                      share = kSampledByThread * kGramThreads;
   device.sample_parts = std::max<std::int64_t>(1, (sampled + share - 1) / share);

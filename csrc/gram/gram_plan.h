@@ -10,8 +10,9 @@ namespace mmfl {
 
 constexpr int kGramThreads = 256;
 constexpr int kGramWarps = kGramThreads / 32;
-// Rows of one side of a pair when there are too many rows for one warp.
+// Rows of one side of a pair when there are too many rows for one warp: of a warp in double, of a block else.
 constexpr int kGramGroup = 32;
+constexpr int kPanelGroup = 128;
 // Elements of a row from which its mean is estimated.
 constexpr std::int64_t kGramSampled = 16384;
 // Entries of the partial sums that a block adds up with so many threads for each: 32 bytes at least, for
@@ -49,7 +50,8 @@ struct GramDevice {
 struct GramPlan {
   bool in_double;
   int tiles;                          // of 16 rows in a warp: 1, 2 or 4; 0 for pairs of groups
-  std::int64_t pairs;                 // of groups
+  std::int64_t groups;                // of rows, when there are pairs
+  std::int64_t pairs;                 // of groups, each with itself among them
   bool own_centroid;                  // found by a pass of its own, because no warp sees all rows
   std::vector<unsigned char> tables;  // what the workspace starts with
   std::int64_t workspace_bytes;

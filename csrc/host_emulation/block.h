@@ -408,11 +408,14 @@ inline Chunk8 load_8_bytes(const void* from) { return load_aligned<Chunk8>(from)
 inline Chunk16 read_16_bytes(const void* from) { return load_aligned<Chunk16>(from); }
 inline void store_16_bytes(void* to, const Chunk16& chunk) { store_aligned(to, chunk); }
 inline void store_8_bytes(void* to, const Chunk8& chunk) { store_aligned(to, chunk); }
-inline void copy_16_bytes(void* to, const void* from) {
-  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+inline void copy_bytes(void* to, const void* from, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(to) % bytes != 0 ||
+      reinterpret_cast<std::uintptr_t>(from) % bytes != 0)
     emulation::fail("a copy is not aligned");
-  emulation::Block::current().start_copy(to, from, 16);
+  emulation::Block::current().start_copy(to, from, bytes);
 }
+inline void copy_16_bytes(void* to, const void* from) { copy_bytes(to, from, 16); }
+inline void copy_8_bytes(void* to, const void* from) { copy_bytes(to, from, 8); }
 inline void end_copies() { emulation::Block::current().end_copies(); }
 template <int kLater>
 void wait_for_copies() {
@@ -421,6 +424,8 @@ void wait_for_copies() {
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 inline void prefetch(const void*) {}
 inline void keep_order() {}
+inline std::int64_t unknown(std::int64_t value) { return value; }
+inline float unknown(float value) { return value; }
 
 }  // namespace device
 }  // namespace mmfl

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "emulated_case.h"
-#include "gram/gram.cuh"
+#include "gram/gram_panels.cuh"
 
 namespace emulated_gram {
 
@@ -12,14 +12,28 @@ using BlockSum = mmfl::device::GramBlockSum;
 
 struct Nothing {};
 
+template <bool kDiagonal, bool kTf32>
+void run_panels(const mmfl::GramDevice& args, std::int64_t pairs, Order order) {
+  using Shared = mmfl::device::PanelShared<kDiagonal>;
+  if (pairs > 0)
+    run_grid<Shared>(pairs, args.splits, mmfl::kGramThreads, order,
+                     [&](Shared& shared) { mmfl::device::gram_panels<kDiagonal, kTf32>(args, shared); });
+}
+
 template <typename T, bool kTf32>
 void run_products(const mmfl::GramPlan& plan, Order order) {
   const mmfl::GramDevice& args = plan.device;
   const auto blocks = [](std::int64_t warps) { return (warps + mmfl::kGramWarps - 1) / mmfl::kGramWarps; };
   constexpr int kThreads = mmfl::kGramThreads;
+  if constexpr (sizeof(T) == 4) {
+    if (plan.tiles == 0) {
+      run_panels<false, kTf32>(args, plan.pairs - plan.groups, order);
+      return run_panels<true, kTf32>(args, plan.groups, order);
+    }
+  }
   if (plan.tiles == 0)
     return run_grid<Nothing>(blocks(plan.pairs), args.splits, kThreads, order,
-                             [&](Nothing&) { mmfl::device::gram_pairs<T, kTf32>(args); });
+                             [&](Nothing&) { mmfl::device::gram_pairs(args); });
   run_grid<mmfl::device::GramStages>(blocks(args.splits), 1, kThreads, order,
                                      [&](mmfl::device::GramStages& shared) {
                                        if (plan.tiles == 1)

@@ -97,6 +97,15 @@ def test_gram(rows: int, columns: int, dtype: torch.dtype, run_gram: Run) -> Non
         assert_gram(emulated_gram(run_gram, [x], **options), exact, tolerance)
 
 
+# Two groups of 128 rows, the second of which ends within a tile; columns that are copied, some that are not.
+@pytest.mark.parametrize("layout", [{}, {"misaligned": True}])
+def test_gram_of_pairs_of_groups(layout: dict[str, Any], run_gram: Run) -> None:
+    segments = [torch.randn(150, 36) + torch.randn(36), torch.randn(150, 0), torch.randn(150, 16).bfloat16()]
+    exact = exact_gram(segments, [], True, True)
+    ours = emulated_gram(run_gram, segments, mean_origin=True, centre_rows=True, **layout)
+    assert_gram(ours, exact, 1e-6)
+
+
 def test_gram_of_many_splits(run_gram: Run) -> None:
     x = torch.randn(2, 17_000)
     assert_gram(emulated_gram(run_gram, [x], centre_rows=True), exact_gram([x], [], False, True), 1e-6)
@@ -276,6 +285,13 @@ def test_a_missing_barrier_of_gram_is_seen(compile_kernels: Any, launches_with_b
     assert launches_with_barriers(
         program, lambda run: emulated_gram(run, [x], mean_origin=True, centre_rows=True), 6
     ) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_missing_barrier_of_gram_panels_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
+    x = torch.randn(130, 64)
+    program = compile_kernels("gram", sanitized=False)
+    # The pairs of groups, the groups themselves, and the join.
+    assert launches_with_barriers(program, lambda run: emulated_gram(run, [x]), 3) == [0, 1, 2]
 
 
 def test_a_missing_barrier_of_mix_is_seen(compile_kernels: Any, launches_with_barriers: Any) -> None:
