@@ -132,11 +132,12 @@ def _error(device: str) -> float:
         for chunk in (_COMPARED, 1)
     ]
     differences = [
-        float((stacked.cpu().double() - ends[1][name].cpu().double()).abs().max())
+        (stacked.cpu().double() - ends[1][name].cpu().double()).abs().max()
         for name, stacked in ends[0].items()
         if name.startswith(("shared", "personal/replaced"))
     ]
-    return max(differences)
+    # Of torch, whose maximum keeps a NaN.
+    return float(torch.stack(differences).max())
 
 
 def _measured(federation: Federation, device: str, rounds: int, **config: Any) -> Rounds:

@@ -91,8 +91,8 @@ class ParameterTable:
     def __getitem__(self, row: int) -> dict[str, Tensor]:
         """Named tensors of one row, which others may share; do not write to them."""
         start = self._start(row)
-        block = self._replaced.get(row)
-        return dict(self._starts[start]) if block is None else self._layouts[start].read(block)
+        kept = self._replaced.get(row)
+        return dict(self._starts[start]) if kept is None else self._layouts[start].read(kept)
 
     def get(self, row: int) -> dict[str, Tensor]:
         """The same, or nothing for a row that the table does not have."""
